@@ -1,0 +1,1 @@
+"""The machine room: stores, ledgers, Dask backends and MPI. Knows no physics."""

@@ -1,0 +1,163 @@
+"""The architecture on one page: who hands what to whom, in which shape and unit.
+
+    experiment.yaml -> System -> ensemble.zarr -> ScoreEstimator -> scores.zarr -> response.zarr
+
+Arrays inside the science rooms are torch tensors; the shapes are written with these axes:
+
+    member   independent realisations of the system (and any batch of snapshots)
+    field    physical fields of one system, in the order of `System.fields`
+    y, x     periodic space, x last (one-dimensional systems have x only)
+    time     saved times, model time units
+    lag      time between a kick and its response, model time units
+
+Labels (xarray) begin where a user looks: in the stores and in `responses`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+MEMBER, TIME, LAG = "member", "time", "lag"
+SPACE = {0: (), 1: ("x",), 2: ("y", "x")}
+"""Names of the space axes of a field with that many space dimensions."""
+
+State = Mapping[str, Tensor]
+"""Everything a system needs to go on, by name, each `(member, ...)`; includes hidden variables."""
+
+
+class UserError(ValueError):
+    """A mistake of the user, told in one line: what was given, what was needed, what to change."""
+
+    exit_code = 78
+
+
+@dataclass(frozen=True)
+class Field:
+    """One physical field that a system saves.
+
+    Attributes:
+        name: variable name in `ensemble.zarr`.
+        long_name: what it is, in words (CF `long_name`).
+        units: CF units, "1" when dimensionless.
+    """
+
+    name: str
+    long_name: str
+    units: str = "1"
+
+
+@runtime_checkable
+class System(Protocol):
+    """A stochastic system that can be stepped; an SPDE on a periodic grid or anything smaller.
+
+    Every random number is handed in, so a system is a deterministic function of its arguments
+    and results depend on (seed, member, step) only.
+
+    Attributes:
+        fields: what is saved, in order.
+        shape: space shape of every field, `(ny, nx)`; `()` for scalars.
+        dt: time step in model time units.
+        noise_shape: shape of the standard normals that one step of one member consumes.
+        initial_shape: shape of the standard normals that the initial state of one member consumes.
+        homogeneous: True when the statistics do not depend on the place.
+    """
+
+    fields: Sequence[Field]
+    shape: tuple[int, ...]
+    dt: float
+    noise_shape: tuple[int, ...]
+    initial_shape: tuple[int, ...]
+    homogeneous: bool
+
+    def initial(self, normals: Tensor) -> State:
+        """State at the start of the spin-up from normals `(member, *initial_shape)`."""
+        ...
+
+    def step(self, state: State, normals: Tensor) -> State:
+        """State one `dt` later, from normals `(member, *noise_shape)`."""
+        ...
+
+    def observe(self, state: State) -> Tensor:
+        """The saved fields `(member, field, *shape)` of a state."""
+        ...
+
+    def displace(self, state: State, displacement: Tensor) -> State:
+        """State whose saved fields are moved by `(member, field, *shape)`, all else unchanged."""
+        ...
+
+
+@runtime_checkable
+class HasExactScore(Protocol):
+    """A system whose stationary density is known up to its normalisation."""
+
+    def exact_score(self, x: Tensor) -> Tensor:
+        """grad log p of the pixel vector, `(batch, field, *shape)`, in 1 / units of x."""
+        ...
+
+
+@runtime_checkable
+class HasExactResponse(Protocol):
+    """A system whose mean response to a kick of one pixel is known in closed form."""
+
+    def exact_response(self, lag: Tensor) -> Tensor:
+        """R(lag, r) of the field r grid steps from the kicked pixel, `(lag, *shape)`."""
+        ...
+
+
+class ForwardProcess(Protocol):
+    """A way to noise data, and the score of the noised density from a network's answer.
+
+    Attributes:
+        sigma_min: smallest noise level; the level at which the score is evaluated on data.
+        sigma_max: largest noise level.
+    """
+
+    sigma_min: float
+    sigma_max: float
+
+    def noise_levels(self, uniform: Tensor) -> Tensor:
+        """Training noise levels `(batch,)` from uniform numbers in [0, 1)."""
+        ...
+
+    def inputs(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees: scaled field and conditioning number `(batch,)`."""
+        ...
+
+    def score(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
+        """Score of the density noised to `sigma`, from the network's output at `x`."""
+        ...
+
+
+@runtime_checkable
+class ScoreEstimator(Protocol):
+    """grad log p of the stationary density of the data, evaluated on data."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Score `(batch, field, *shape)` in 1 / units of x."""
+        ...
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A name and a unit for what is kicked or watched.
+
+    Attributes:
+        name: label along the `perturbation` or `observable` axis of `response.zarr`.
+        units: CF units.
+    """
+
+    name: str
+    units: str = "1"
+
+
+def space_axes(x: Tensor) -> tuple[int, ...]:
+    """Axes of space in an array `(batch, field, *shape)`."""
+    return tuple(range(2, x.ndim))
+
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
