@@ -1,0 +1,93 @@
+"""Systems: what can be simulated, by name.
+
+A new system is one file with a class that satisfies `interfaces.System`, one line in `SYSTEMS`,
+and one exact test. A class of your own needs no line: write `kind: my_module:MyClass`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from workflow.config import explain
+from workflow.dynamics.allen_cahn import AllenCahn
+from workflow.dynamics.navier_stokes import NavierStokes
+from workflow.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
+from workflow.interfaces import System, UserError
+
+SYSTEMS: dict[str, type] = {
+    "ornstein_uhlenbeck": OrnsteinUhlenbeck,
+    "allen_cahn": AllenCahn,
+    "navier_stokes": NavierStokes,
+}
+
+
+def build_system(specification: Mapping[str, Any]) -> System:
+    """The system that an experiment names, from `{kind: ..., parameter: value, ...}`.
+
+    Args:
+        specification: `kind` is a name in `SYSTEMS` or `module:Class`; the rest are parameters.
+
+    Raises:
+        UserError: unknown kind or parameter, an impossible value, or a class that is no system.
+    """
+    parameters = dict(specification)
+    kind = parameters.pop("kind", None)
+    constructor = _constructor(kind)
+    try:
+        system = constructor(**parameters)
+    except ValidationError as error:
+        raise UserError(explain(error, constructor, prefix="system")) from None
+    except TypeError as error:
+        raise UserError(f"system.kind={kind}: {error}; correct the parameters") from None
+    if not isinstance(system, System):
+        missing = [name for name in _REQUIRED if not hasattr(system, name)]
+        raise UserError(
+            f"system.kind={kind} has no {', '.join(missing)}; a system needs {', '.join(_REQUIRED)}"
+        )
+    return system
+
+
+def parameters_of(system: System, specification: Mapping[str, Any]) -> dict[str, Any]:
+    """The specification with every default written out, for the resolved experiment."""
+    if isinstance(system, BaseModel):
+        return {"kind": specification["kind"], **system.model_dump(mode="json")}
+    return dict(specification)
+
+
+_REQUIRED = (
+    "fields",
+    "shape",
+    "dt",
+    "noise_shape",
+    "initial_shape",
+    "homogeneous",
+    "initial",
+    "step",
+    "observe",
+    "displace",
+)
+
+
+def _constructor(kind: Any) -> type:
+    if isinstance(kind, str) and kind in SYSTEMS:
+        return SYSTEMS[kind]
+    if isinstance(kind, str) and ":" in kind:
+        module, _, name = kind.partition(":")
+        try:
+            found: type = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"system.kind={kind}: {error}; put the module beside the experiment file "
+                "or on PYTHONPATH"
+            ) from None
+        return found
+    near = difflib.get_close_matches(str(kind), SYSTEMS, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    raise UserError(
+        f"system.kind={kind!r} is not a system{hint} Known: {', '.join(SYSTEMS)}, or module:Class"
+    )

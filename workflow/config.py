@@ -1,0 +1,307 @@
+"""The experiment file: pydantic models, strict, with every default in one place."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from workflow.interfaces import UserError
+
+_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6}
+
+
+def parse_bytes(value: Any) -> Any:
+    """Bytes of "16MiB" or a plain number.
+
+    Raises:
+        ValueError: not a size.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", str(value))
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f"{value!r} is not a size; write it like 16MiB")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class EnsembleConfig(_Strict):
+    """How many members, how long, how saved; times in model time units."""
+
+    members: int = Field(128, ge=1)
+    group: int = Field(16, ge=1, description="members stepped together by one task")
+    spinup: float = Field(1000.0, ge=0)
+    length: float = Field(2000.0, gt=0)
+    save_every: float = Field(1.0, gt=0)
+    dtype: Literal["float32", "float64"] = "float32"
+    chunk: Bytes = Field(16 * 2**20, ge=1024, validate_default=True)
+    checksum: Literal["crc32c"] = "crc32c"
+
+
+class ProcessConfig(_Strict):
+    """Forward process of the score; noise levels in whitened units."""
+
+    kind: Literal["edm"] = "edm"
+    sigma_min: float = Field(0.1, gt=0)
+    sigma_max: float = Field(0.1, gt=0)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ProcessConfig:
+        if self.sigma_max < self.sigma_min:
+            raise ValueError(f"sigma_max={self.sigma_max} must be >= sigma_min={self.sigma_min}")
+        return self
+
+
+class NetworkConfig(_Strict):
+    """Size of the score network."""
+
+    kind: Literal["local"] = "local"
+    channels: int = Field(32, ge=1)
+    residual_blocks: int = Field(2, ge=0)
+
+
+class TrainConfig(_Strict):
+    """Data-parallel training."""
+
+    ranks: int = Field(2, ge=1)
+    steps: int = Field(20000, ge=1)
+    global_batch: int = Field(128, ge=2, multiple_of=2)
+    learning_rate: float = Field(2e-3, gt=0)
+    ema: float = Field(0.995, ge=0, lt=1)
+    save_every: int = Field(500, ge=1)
+    precision: Literal["fp32"] = "fp32"
+
+    @model_validator(mode="after")
+    def _divisible(self) -> TrainConfig:
+        if self.global_batch % (2 * self.ranks):
+            raise ValueError(
+                f"global_batch={self.global_batch} does not split into antithetic pairs over "
+                f"ranks={self.ranks}; use a multiple of {2 * self.ranks}"
+            )
+        return self
+
+
+class SplitConfig(_Strict):
+    """Which members are held out of training."""
+
+    by: Literal["member"] = "member"
+    test: float = Field(0.1, gt=0, lt=1)
+
+
+class ScoreConfig(_Strict):
+    """How the score is estimated."""
+
+    estimator: Literal["neural", "gaussian", "exact"] = "neural"
+    whiten: Literal[True] = True
+    process: ProcessConfig = ProcessConfig()
+    network: NetworkConfig = NetworkConfig()
+    train: TrainConfig = TrainConfig()
+    split: SplitConfig = SplitConfig()
+
+
+class ErrorConfig(_Strict):
+    """How error bars are made."""
+
+    method: Literal["bootstrap"] = "bootstrap"
+    by: Literal["member"] = "member"
+    samples: int = Field(500, ge=50, le=100000)
+    level: float = Field(0.95, gt=0.5, lt=1)
+
+
+class ResponseConfig(_Strict):
+    """Which responses, up to which lag in model time units."""
+
+    estimators: tuple[Literal["neural", "gaussian", "exact", "direct"], ...] = (
+        "neural",
+        "gaussian",
+        "exact",
+        "direct",
+    )
+    observables: tuple[Literal["field"], ...] = ("field",)
+    perturbations: tuple[Literal["pixel"], ...] = ("pixel",)
+    max_lag: float = Field(100.0, gt=0)
+    recalibrate: bool = True
+    error: ErrorConfig = ErrorConfig()
+
+
+class DirectConfig(_Strict):
+    """Paired perturbed runs: +-amplitude at one pixel, common noise."""
+
+    pairs: int = Field(12800, ge=2)
+    amplitude: float = Field(0.0625, gt=0, description="kick in units of the field")
+    max_lag: float | None = Field(None, gt=0, description="model time; default response.max_lag")
+
+
+class ReportConfig(_Strict):
+    """What the report holds."""
+
+    format: tuple[Literal["html", "json"], ...] = ("html", "json")
+
+
+class PoolConfig(_Strict):
+    """Where Dask tasks run."""
+
+    kind: Literal["local"] = "local"
+    workers: int | None = Field(None, ge=1, description="default: one per core")
+
+
+class TrainingMachineConfig(_Strict):
+    """Where training ranks run."""
+
+    kind: Literal["local"] = "local"
+    launcher: Literal["auto"] = "auto"
+
+
+class ClusterConfig(_Strict):
+    """Machines by stage."""
+
+    simulate: PoolConfig = PoolConfig()
+    train: TrainingMachineConfig = TrainingMachineConfig()
+    analyse: PoolConfig = PoolConfig()
+
+
+class Experiment(_Strict):
+    """One experiment file, resolved."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    seed: int = Field(1, ge=0, lt=2**63)
+    system: dict[str, Any]
+    ensemble: EnsembleConfig = EnsembleConfig()
+    score: ScoreConfig = ScoreConfig()
+    response: ResponseConfig = ResponseConfig()
+    direct: DirectConfig = DirectConfig()
+    report: ReportConfig = ReportConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+
+EXPERIMENTS = Path(__file__).parent / "experiments"
+
+_FREE = ("cluster", "report")
+_GROWING = ("ensemble.length", "ensemble.members")
+
+
+def load_experiment(source: str, settings: Sequence[str] = ()) -> Experiment:
+    """The experiment of a file, or of a shipped name, with `a.b=c` settings on top.
+
+    Raises:
+        UserError: no such experiment, not YAML, or a key or value that is not allowed.
+    """
+    path = Path(source)
+    if path.suffix not in (".yaml", ".yml"):
+        path = EXPERIMENTS / f"{source}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in EXPERIMENTS.glob("*.yaml"))
+        near = difflib.get_close_matches(source, known, n=1)
+        hint = f"did you mean '{near[0]}'? " if near else ""
+        raise UserError(
+            f"no experiment '{source}'; {hint}give a YAML file or one of {', '.join(known)}"
+        )
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no experiment; needed keys such as name and system")
+    for setting in settings:
+        _apply(content, setting)
+    return parse_experiment(content)
+
+
+def parse_experiment(content: Mapping[str, Any]) -> Experiment:
+    """A checked experiment from plain data.
+
+    Raises:
+        UserError: a key or value that is not allowed.
+    """
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        raise UserError(explain(error, Experiment)) from None
+
+
+def _apply(content: dict[str, Any], setting: str) -> None:
+    key, equals, text = setting.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {setting}: needed KEY=VALUE, such as ensemble.members=64")
+    *parents, last = key.split(".")
+    node = content
+    for parent in parents:
+        child = node.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"--set {setting}: '{parent}' is a value and has no keys")
+        node = child
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--set {setting}: the value is not YAML") from None
+
+
+def explain(error: ValidationError, model: Any, *, prefix: str = "") -> str:
+    """First mistake that pydantic found, in one line with the key, the value and the need."""
+    first = error.errors()[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join([prefix, *location] if prefix else location) or "experiment"
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(model, location[:-1])
+        near = difflib.get_close_matches(location[-1], known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        return f"unknown key '{key}'; {hint}"
+    if first["type"] == "missing":
+        return f"key '{key}' is missing; add it to the experiment"
+    message = first["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
+    if isinstance(first["input"], (str, int, float, bool, type(None))):
+        return f"{key}={first['input']}: {message}"
+    return f"{key}: {message}"
+
+
+def _known_keys(model: Any, location: Sequence[str]) -> list[str]:
+    for part in location:
+        annotation = model.model_fields[part].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        model = annotation
+    return list(model.model_fields)
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys as `a.b.c`."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = value
+    return flat
+
+
+def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Fields of an existing run that `new` changes and may not, as "key: old -> new"."""
+    before, after = flatten(old), flatten(new)
+    refused = []
+    for key in sorted(before.keys() | after.keys()):
+        was, now = before.get(key), after.get(key)
+        if was == now or key.split(".")[0] in _FREE or key == "score.train.steps":
+            continue
+        if key in _GROWING and isinstance(was, (int, float)) and now is not None and now > was:
+            continue
+        refused.append(f"{key}: {was} -> {now}")
+    return refused
+
+
+def digest(content: Any) -> str:
+    """Short hash of plain data, the same for the same content."""
+    text = json.dumps(content, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
