@@ -24,7 +24,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from workflow.dynamics.grid import Grid, padded_cubic
+from workflow.dynamics.grid import Grid, padded
 from workflow.dynamics.spectral import SpectralSPDE, grid_of
 from workflow.interfaces import Field as SavedField
 
@@ -55,14 +55,17 @@ class AllenCahn(SpectralSPDE):
         return values
 
     def linear(self, grid: Grid) -> Tensor:
-        """kappa Lap - A d/dx + alpha Sigma (the linear half of the reaction)."""
-        reaction = self.alpha / (1 + grid.k2) * self._resolved(grid)
-        return -self.kappa * grid.k2 - self.advection * grid.derivative(-1) + reaction
+        """kappa Lap - A d/dx."""
+        return -self.kappa * grid.k2 - self.advection * grid.derivative(-1)
 
     def nonlinear(self, grid: Grid) -> Callable[[Tensor], Tensor]:
-        """-alpha Sigma u^3."""
-        factor = -self.alpha / (1 + grid.k2)
-        return lambda u_hat: factor * self._cubic(u_hat, grid)
+        """alpha Sigma [u (1 - u^2)].
+
+        The growing part stays inside: as a symbol it would amplify the part of the half-spectrum
+        that no real field has, which rounding creates.
+        """
+        factor = self.alpha / (1 + grid.k2)
+        return lambda u_hat: factor * self._reaction(u_hat, grid)
 
     def noise_spectrum(self, grid: Grid) -> Tensor:
         """epsilon^2 / (1 + k^2)."""
@@ -81,7 +84,7 @@ class AllenCahn(SpectralSPDE):
         """
         grid = grid_of(self, x)
         u_hat = grid.fft(x)
-        reaction = self.alpha * (self._resolved(grid) * u_hat - self._cubic(u_hat, grid))
+        reaction = self.alpha * self._reaction(u_hat, grid)
         gradient = self.kappa * grid.k2 * (1 + grid.k2) * u_hat
         return grid.ifft(reaction - gradient) * (2 / (grid.points * self.epsilon**2))
 
@@ -95,13 +98,11 @@ class AllenCahn(SpectralSPDE):
         wells = (0.5 * self.alpha) * (1 - u.square()).square().mean(axes)
         return (wells + self.kappa * bending) / self.epsilon**2
 
-    def _resolved(self, grid: Grid) -> Tensor | float:
-        return grid.below_nyquist if self.scheme == "exact" else 1.0
-
-    def _cubic(self, u_hat: Tensor, grid: Grid) -> Tensor:
+    def _reaction(self, u_hat: Tensor, grid: Grid) -> Tensor:
+        """Transform of u - u^3."""
         if self.scheme == "exact":
-            return padded_cubic(u_hat, grid)
-        return grid.fft(grid.ifft(u_hat) ** 3)
+            return padded(_double_well, u_hat, grid)
+        return grid.fft(_double_well(grid.ifft(u_hat)))
 
     def _fine(self, u_hat: Tensor, grid: Grid) -> Tensor:
         """The field on the grid where the quartic of V is averaged."""
@@ -116,3 +117,7 @@ class AllenCahn(SpectralSPDE):
             full = torch.cat([low, gap, high], dim=axis)
         fine = torch.fft.ifftn(full, dim=tuple(range(-self.dim, 0))).real
         return fine * 2**self.dim
+
+
+def _double_well(u: Tensor) -> Tensor:
+    return u - u**3

@@ -6,6 +6,7 @@ Fields are `(..., *shape)` with x last; their transforms `u_hat = rfftn(u)` are 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,14 +80,15 @@ class Grid:
         return torch.fft.irfftn(u_hat, s=self.shape, dim=tuple(range(-self.dim, 0)))
 
 
-def padded_cubic(u_hat: Tensor, grid: Grid) -> Tensor:
-    """Transform of P (P u)^3 without aliasing; P drops the Nyquist row and column.
+def padded(function: Callable[[Tensor], Tensor], u_hat: Tensor, grid: Grid) -> Tensor:
+    """Transform of P f(P u) without aliasing; P drops the Nyquist row and column.
 
-    The cube is taken on a grid of 2 N points, which holds every product of three modes below
-    N/2 that falls back below N/2 (Orszag 1971 needs 2 for a cubic). Rows that are zero are not
-    transformed.
+    f is taken on a grid of 2 N points, which holds every product of three modes below N/2 that
+    falls back below N/2 (Orszag 1971), so a cubic polynomial is exact. Rows that are zero are
+    not transformed.
 
     Args:
+        function: pointwise f, a polynomial of degree 3 at most.
         u_hat: half-spectrum `(..., ky, kx)` or `(..., kx)`.
         grid: grid of `u_hat`.
 
@@ -96,14 +98,14 @@ def padded_cubic(u_hat: Tensor, grid: Grid) -> Tensor:
     n, half, fine = grid.n, grid.n // 2, 2 * grid.n
     if grid.dim == 1:
         u = torch.fft.irfft(u_hat[..., :half], n=fine) * 2
-        cube_hat = torch.fft.rfft(u**3)[..., :half] / 2
-        return torch.nn.functional.pad(cube_hat, (0, 1))
+        f_hat = torch.fft.rfft(function(u))[..., :half] / 2
+        return torch.nn.functional.pad(f_hat, (0, 1))
     rows = u_hat.new_zeros((*u_hat.shape[:-2], fine, half))
     rows[..., :half, :] = u_hat[..., :half, :half]
     rows[..., fine - half + 1 :, :] = u_hat[..., n - half + 1 :, :half]
     u = torch.fft.irfft(torch.fft.ifft(rows, dim=-2), n=fine) * 4
-    cube_rows = torch.fft.fft(torch.fft.rfft(u**3)[..., :half], dim=-2) / 4
-    cube_hat = torch.zeros_like(u_hat)
-    cube_hat[..., :half, :half] = cube_rows[..., :half, :]
-    cube_hat[..., n - half + 1 :, :half] = cube_rows[..., fine - half + 1 :, :]
-    return cube_hat
+    f_rows = torch.fft.fft(torch.fft.rfft(function(u))[..., :half], dim=-2) / 4
+    f_hat = torch.zeros_like(u_hat)
+    f_hat[..., :half, :half] = f_rows[..., :half, :]
+    f_hat[..., n - half + 1 :, :half] = f_rows[..., fine - half + 1 :, :]
+    return f_hat
