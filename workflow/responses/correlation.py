@@ -62,8 +62,8 @@ class LagCorrelation:
     """Sums of lagged products of one group of members, fed with consecutive blocks of time.
 
     Transforms run in the precision of the data on one thread, sums over windows in float64. With
-    float32 data the error of R, measured, is 2e-8 where R is 1 and 2e-9 where R is 0. Memory is one block and
-    `(member, max_lag + 1, *shape)`: it does not grow with the length of the run.
+    float32 data the error of R, measured, is 2e-8 where R is 1 and 2e-9 where R is 0.
+    Memory is one block and `(member, max_lag + 1, *shape)`: it does not grow with the run.
 
     Groups of members are independent: give each its own instance and concatenate the results.
 
