@@ -108,9 +108,7 @@ class AllenCahn(SpectralSPDE):
         """The field on the grid where the quartic of V is averaged."""
         if self.scheme == "paper":
             return grid.ifft(u_hat)
-        full = torch.fft.fftn(
-            grid.ifft(u_hat * grid.below_nyquist), dim=tuple(range(-self.dim, 0))
-        )
+        full = torch.fft.fftn(grid.ifft(u_hat * grid.below_nyquist), dim=tuple(range(-self.dim, 0)))
         for axis in range(-self.dim, 0):
             low, high = full.split([grid.n // 2, grid.n // 2], dim=axis)
             gap = torch.zeros_like(full)

@@ -105,9 +105,7 @@ def _grid(n: int, dim: int, dtype: torch.dtype, device: str) -> Grid:
 
 
 @lru_cache(maxsize=32)
-def _drift_and_noise(
-    system: SpectralSPDE, grid: Grid
-) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+def _drift_and_noise(system: SpectralSPDE, grid: Grid) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """Right-hand side without noise, and the amplitude that colours white normals."""
     symbol = system.linear(grid)
     nonlinear = system.nonlinear(grid)

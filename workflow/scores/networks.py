@@ -57,7 +57,9 @@ class LocalNetwork(nn.Module):
         for parameter in self.leave.parameters():
             nn.init.zeros_(parameter)
 
-    def forward(self, whitened: Tensor, physical: Tensor, condition: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, whitened: Tensor, physical: Tensor, condition: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Two answers `(batch, field, *shape)` from two views and a condition `(batch,)`."""
         h = self.enter(torch.cat([whitened, physical], dim=1))
         for block in self.blocks:

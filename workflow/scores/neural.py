@@ -76,8 +76,14 @@ class Batch:
 
 
 def draw_batch(
-    snapshots: Tensor, model: WhitenedScore, *, config: TrainConfig, seed: int, step: int,
-    rank: int, ranks: int,
+    snapshots: Tensor,
+    model: WhitenedScore,
+    *,
+    config: TrainConfig,
+    seed: int,
+    step: int,
+    rank: int,
+    ranks: int,
 ) -> Batch:
     """This rank's share of the batch of one step.
 
@@ -146,8 +152,13 @@ class Trainer:
     def advance(self, *, rank: int, ranks: int, reduce: Callable[[Tensor], None]) -> float:
         """One step; `reduce` averages a flat vector over ranks in place. Returns the mean loss."""
         batch = draw_batch(
-            self._snapshots, self.model, config=self._config, seed=self._seed, step=self.step,
-            rank=rank, ranks=ranks,
+            self._snapshots,
+            self.model,
+            config=self._config,
+            seed=self._seed,
+            step=self.step,
+            rank=rank,
+            ranks=ranks,
         )
         self._optimizer.zero_grad(set_to_none=True)
         loss = batch_loss(self.model, batch)

@@ -1,0 +1,50 @@
+"""Status and verification of a run, from its files alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hpc.ledger import Problem
+from workflow.runs import Run
+from workflow.stages.pipeline import expected_blocks, wall_times
+
+
+def status(run: Run) -> dict[str, Any]:
+    """Blocks done of each stage, training steps, and whether there is a report."""
+    stages = {
+        stage: {"done": len(run.ledger(stage).done()), "blocks": blocks}
+        for stage, blocks in expected_blocks(run).items()
+    }
+    steps = [int(b[5:]) for b in run.ledger("train").done() if b.startswith("step-")]
+    if run.experiment.score.estimator == "neural":
+        total = run.experiment.score.train.steps
+        stages["train"] = {"done": max(steps, default=0), "blocks": total}
+    page = run.folder / "report" / "index.html"
+    return {
+        "name": run.experiment.name,
+        "folder": str(run.folder),
+        "stages": stages,
+        "wall_seconds": wall_times(run),
+        "report": str(page) if page.is_file() else None,
+    }
+
+
+LEDGERS = ("simulate", "direct", "train", "evaluate", "respond")
+
+
+def verify(run: Run, *, repair: bool = False) -> list[Problem]:
+    """Every block whose files or receipt are missing or damaged.
+
+    Args:
+        run: the run.
+        repair: forget those blocks, so that the next `gfdt run` makes them again.
+    """
+    found: list[Problem] = []
+    for stage in LEDGERS:
+        ledger = run.ledger(stage)
+        problems = ledger.problems()
+        if repair:
+            for block in {p.block for p in problems}:
+                ledger.drop(block)
+        found += problems
+    return found

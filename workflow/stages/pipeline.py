@@ -1,0 +1,153 @@
+"""All stages in order. Every stage skips what is finished, so the same call resumes."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import distributed
+
+from hpc.backends import open_client
+from hpc.catalog import write_catalog
+from hpc.errors import MachineError
+from hpc.files import atomic_write_json, collect_orphans
+from hpc.lock import run_lock
+from workflow.runs import Notify, Run, cores, lay_down, load_run
+from workflow.stages.direct import direct
+from workflow.stages.evaluate import evaluate
+from workflow.stages.report import report
+from workflow.stages.respond import correlate, respond
+from workflow.stages.simulate import simulate
+from workflow.stages.train import train
+
+STAGES = ("simulate", "train", "evaluate", "respond", "report")
+"""In order; each needs the ones before it."""
+
+
+def run_stages(run: Run, stages: tuple[str, ...], *, command: str, notify: Notify) -> None:
+    """Run some stages of a run under its lock.
+
+    Args:
+        run: the run, checked.
+        stages: names from `STAGES`, in order.
+        command: the command line, for the provenance.
+        notify: told of progress.
+
+    Raises:
+        UserError, MachineError: in one line, what stopped it.
+    """
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with run_lock(run.folder):
+        lay_down(run, command=command)
+        collect_orphans(run.folder)
+        run = load_run(run.folder, run.folder.parent)
+        for stage in stages:
+            _require(run, stage)
+            started = time.perf_counter()
+            ACTIONS[stage](run, notify)
+            _record_wall_time(run, stage, time.perf_counter() - started)
+        _write_catalog(run)
+
+
+@contextmanager
+def _client(run: Run, stage: str) -> Iterator[distributed.Client]:
+    pool = (
+        run.experiment.cluster.simulate if stage == "simulate" else run.experiment.cluster.analyse
+    )
+    with open_client(
+        pool.kind, workers=pool.workers or cores(), log_dir=run.folder / "logs"
+    ) as client:
+        yield client
+
+
+def _simulate(run: Run, notify: Notify) -> None:
+    with _client(run, "simulate") as client:
+        simulate(run, client, notify)
+        if "direct" in run.experiment.response.estimators:
+            direct(run, client, notify)
+
+
+def _evaluate(run: Run, notify: Notify) -> None:
+    with _client(run, "analyse") as client:
+        evaluate(run, client, notify)
+
+
+def _respond(run: Run, notify: Notify) -> None:
+    with _client(run, "analyse") as client:
+        correlate(run, client, notify)
+    respond(run, notify)
+
+
+ACTIONS: dict[str, Callable[[Run, Notify], None]] = {
+    "simulate": _simulate,
+    "train": train,
+    "evaluate": _evaluate,
+    "respond": _respond,
+    "report": report,
+}
+
+
+def expected_blocks(run: Run) -> dict[str, int]:
+    """Blocks of every ledger when the run is finished."""
+    groups = len(run.groups)
+    expected = {
+        "simulate": groups * (run.spinup_segments + run.segments),
+        "direct": groups * len(run.round_blocks),
+        "evaluate": groups * run.segments,
+        "respond": groups * len(run.learned) + 1,
+    }
+    if "direct" not in run.experiment.response.estimators:
+        del expected["direct"]
+    return expected
+
+
+def _require(run: Run, stage: str) -> None:
+    needed = {
+        "train": ("simulate",),
+        "evaluate": ("simulate",),
+        "respond": ("simulate", "evaluate"),
+        "report": ("simulate", "evaluate", "respond"),
+    }.get(stage, ())
+    for earlier in needed:
+        done, all_of_it = len(run.ledger(earlier).done()), expected_blocks(run)[earlier]
+        if done < all_of_it:
+            raise MachineError(
+                f"{run.folder}: {earlier} has {done} of {all_of_it} blocks; "
+                f"run first: gfdt {earlier} {run.experiment.name}"
+            )
+
+
+def _record_wall_time(run: Run, stage: str, seconds: float) -> None:
+    path = run.folder / "logs" / "wall_times.json"
+    times = wall_times(run)
+    times[stage] = round(times.get(stage, 0.0) + seconds, 1)
+    atomic_write_json(path, times)
+
+
+def wall_times(run: Run) -> dict[str, float]:
+    """Seconds spent in each stage so far, over all calls."""
+    path = run.folder / "logs" / "wall_times.json"
+    found: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
+def _write_catalog(run: Run) -> None:
+    texts = {
+        "ensemble": "unperturbed ensemble",
+        "perturbed": "responses per member of paired perturbed runs",
+        "scores": "scores on the ensemble",
+        "response": "responses with error bars",
+    }
+    sources = {
+        name: (f"{name}.zarr", text)
+        for name, text in texts.items()
+        if (run.folder / f"{name}.zarr" / "zarr.json").is_file()
+    }
+    write_catalog(
+        run.folder / "catalog.yaml",
+        name=run.experiment.name,
+        description=f"gfdt run {run.experiment.name}",
+        sources=sources,
+    )

@@ -1,0 +1,176 @@
+"""Simulate: the unperturbed ensemble, in chains of segments that can be killed at any time."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import distributed
+import numpy as np
+import torch
+
+from hpc.chains import Task, run_chains
+from hpc.layout import Coordinate, Variable, create_store
+from hpc.ledger import Receipt
+from hpc.stores import consolidate, write_block
+from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
+from workflow.interfaces import DTYPES, State, UserError
+from workflow.runs import Notify, Run, load_run
+from workflow.stages.blocks import facts_since
+from workflow.stages.restart import block_name, load_state, save_state
+
+
+def simulate(run: Run, client: distributed.Client, notify: Notify) -> None:
+    """Complete `ensemble.zarr`; blocks that have a receipt are not touched.
+
+    Raises:
+        UserError: a member became non-finite.
+        MachineError: a disk or a worker failed for good.
+    """
+    lay_out(run)
+    ledger = run.ledger("simulate")
+    chains = [_blocks(run, group) for group in range(len(run.groups))]
+    done = ledger.done()
+    todo = [
+        [
+            Task(block_name(group, s), (str(run.folder), group, s))
+            for s in chain
+            if block_name(group, s) not in done
+        ]
+        for group, chain in enumerate(chains)
+    ]
+    total = sum(map(len, chains))
+    finished = total - sum(map(len, todo))
+    notify("simulate", finished, total)
+
+    def on_receipt(receipt: Receipt) -> None:
+        nonlocal finished
+        ledger.record(receipt)
+        finished += 1
+        notify("simulate", finished, total)
+
+    if finished < total:
+        run_chains(client, simulate_segment, todo, on_receipt=on_receipt)
+    consolidate(run.ensemble)
+
+
+def lay_out(run: Run) -> None:
+    """Lay down the empty store, or lengthen the one there."""
+    config, system = run.experiment.ensemble, run.system
+    sizes = {"member": config.members, "time": run.times}
+    chunk = {"member": min(config.group, config.members), "time": run.chunk_times}
+    grids = dict(zip(run.space, system.shape, strict=True))
+    dims = ("member", "time", *run.space)
+    spacing = {name: 2 * np.pi / n for name, n in grids.items()}
+    create_store(
+        run.ensemble,
+        variables=[
+            Variable(
+                field.name,
+                dims,
+                tuple({**sizes, **grids}[d] for d in dims),
+                tuple({**grids, **chunk}[d] for d in dims),
+                config.dtype,
+                {"long_name": field.long_name, "units": field.units},
+            )
+            for field in system.fields
+        ],
+        coordinates=[
+            Coordinate("member", np.arange(config.members), {"long_name": "ensemble member"}),
+            Coordinate(
+                "time",
+                (np.arange(run.times) + 1) * config.save_every,
+                {"long_name": "model time since the end of the spin-up", "units": "1"},
+            ),
+            *[
+                Coordinate(n, np.arange(grids[n]) * spacing[n], {"long_name": n, "units": "1"})
+                for n in run.space
+            ],
+        ],
+        attrs=run.attributes("unperturbed ensemble"),
+        extendable=("member", "time"),
+    )
+
+
+def _blocks(run: Run, _group: int) -> list[int]:
+    return [*range(-run.spinup_segments, 0), *range(run.segments)]
+
+
+def simulate_segment(folder: str, group: int, segment: int) -> Receipt:
+    """Step one group of members through one segment; write its block and its restart state.
+
+    Raises:
+        UserError: a member became non-finite.
+    """
+    started = time.perf_counter()
+    torch.set_num_threads(1)
+    run = load_run(folder, Path("."))
+    members = run.groups[group]
+    with torch.inference_mode():
+        state = _start(run, group, segment)
+        state, snapshots = _integrate(run, members, segment, state)
+    files: dict[str, str] = {}
+    if segment >= 0:
+        values = torch.stack(snapshots, dim=1).numpy()
+        _refuse_non_finite(run, values, members, segment)
+        start = {"member": members[0], "time": run.segment_times(segment)[0]}
+        for index, field in enumerate(run.system.fields):
+            written = write_block(
+                run.ensemble,
+                field.name,
+                start=start,
+                values=np.ascontiguousarray(values[:, :, index]),
+            )
+            files |= {f"ensemble.zarr/{name}": crc for name, crc in written.items()}
+    files |= save_state(run, block_name(group, segment), state)
+    return Receipt(block_name(group, segment), files, facts_since(started))
+
+
+def _start(run: Run, group: int, segment: int) -> State:
+    members = run.groups[group]
+    dtype = DTYPES[run.experiment.ensemble.dtype]
+    if segment == -run.spinup_segments:
+        stream = NoiseStream(
+            run.experiment.seed,
+            members,
+            stream=INITIAL,
+            shape=run.system.initial_shape,
+            dtype=dtype,
+        )
+        return run.system.initial(stream.at(0))
+    return load_state(run.folder, run.ledger("simulate"), block_name(group, segment - 1))
+
+
+def _integrate(
+    run: Run, members: range, segment: int, state: State
+) -> tuple[State, list[torch.Tensor]]:
+    seed, dtype = run.experiment.seed, DTYPES[run.experiment.ensemble.dtype]
+    noise = NoiseStream(seed, members, stream=FORCING, shape=run.system.noise_shape, dtype=dtype)
+    snapshots = []
+    for step in _steps(run, segment):
+        state = run.system.step(state, noise.at(step))
+        if segment >= 0 and (step + 1 - run.spinup_steps) % run.steps_per_save == 0:
+            snapshots.append(run.system.observe(state))
+    return state, snapshots
+
+
+def _steps(run: Run, segment: int) -> range:
+    """Time steps of a segment, counted from the start of the spin-up."""
+    if segment >= 0:
+        times = run.segment_times(segment)
+        first = run.spinup_steps + times.start * run.steps_per_save
+        return range(first, run.spinup_steps + times.stop * run.steps_per_save)
+    length = run.chunk_times * run.steps_per_save
+    first = (segment + run.spinup_segments) * length
+    return range(first, min(first + length, run.spinup_steps))
+
+
+def _refuse_non_finite(run: Run, values: np.ndarray, members: range, segment: int) -> None:
+    bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+    if bad.any():
+        names = ", ".join(str(members[i]) for i in np.flatnonzero(bad))
+        first = run.segment_times(segment)[0] * run.experiment.ensemble.save_every
+        raise UserError(
+            f"member {names} became non-finite after time {first:g}; "
+            f"system.dt={run.system.dt:g} is too long, use {run.system.dt / 2:g}"
+        )

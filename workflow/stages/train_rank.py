@@ -1,0 +1,137 @@
+"""One MPI rank of the training: `python -m mpi4py -m workflow.stages.train_rank RUN_FOLDER`."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpc.comm import RANKS_VARIABLE, Comm, MpiComm, SerialComm, Watchdog, require_world_size
+from hpc.errors import MachineError
+from hpc.files import atomic_write_bytes, atomic_write_json, file_crc
+from hpc.ledger import Receipt
+from workflow.interfaces import UserError
+from workflow.runs import Run, load_run
+from workflow.scores.neural import Trainer, batch_loss, draw_batch
+from workflow.stages.data import load_snapshots, load_whitening
+
+WATCHDOG_SECONDS = 600.0
+"""A step that takes longer means that a peer is gone."""
+
+KEEP = 3
+"""Checkpoints kept."""
+
+LOG_EVERY = 10
+"""Steps between lines of score/log.jsonl."""
+
+
+def main() -> int:
+    """Train from the newest valid checkpoint to the last step; returns the exit code."""
+    torch.set_num_threads(1)
+    try:
+        run = load_run(sys.argv[1], Path("."))
+        expected = run.experiment.score.train.ranks
+        asked = int(os.environ.get(RANKS_VARIABLE, "1"))
+        comm: Comm = SerialComm() if expected == asked == 1 else MpiComm()
+        require_world_size(comm, expected)
+        train_rank(run, comm)
+    except (MachineError, UserError) as error:
+        print(f"gfdt: {error}", flush=True)
+        return error.exit_code
+    return 0
+
+
+def train_rank(run: Run, comm: Comm) -> None:
+    """The training loop of one rank; rank 0 writes checkpoints and the log."""
+    config = run.experiment.score.train
+    train_members = range(run.test_members.start)
+    trainer = Trainer(
+        load_snapshots(run, train_members),
+        load_whitening(run),
+        config=run.experiment.score,
+        seed=run.experiment.seed,
+    )
+    resume(run, trainer)
+    test = load_snapshots(run, run.test_members) if comm.rank == 0 else None
+    if comm.rank == 0:
+        _cut_log(run, trainer.step)
+    comm.barrier()
+    started = time.perf_counter()
+    with Watchdog(WATCHDOG_SECONDS) as watchdog:
+        while trainer.step < config.steps:
+            loss = trainer.advance(rank=comm.rank, ranks=comm.size, reduce=comm.allreduce_mean)
+            watchdog.beat()
+            last = trainer.step == config.steps
+            save = last or trainer.step % config.save_every == 0
+            if comm.rank == 0 and (save or trainer.step % LOG_EVERY == 0):
+                line: dict[str, Any] = {"step": trainer.step, "loss": round(loss, 6)}
+                if test is not None and save:
+                    line["test_loss"] = round(_test_loss(run, trainer, test), 6)
+                _log(run, line, seconds=time.perf_counter() - started)
+            if comm.rank == 0 and save:
+                save_checkpoint(run, trainer)
+    comm.barrier()
+
+
+def resume(run: Run, trainer: Trainer) -> None:
+    """Go on from the newest checkpoint that is undamaged, if there is any."""
+    ledger = run.ledger("train")
+    damaged = {problem.block for problem in ledger.problems()}
+    for block in sorted((b for b in ledger.done() if b.startswith("step-")), reverse=True):
+        if block not in damaged and int(block[5:]) <= run.experiment.score.train.steps:
+            path = run.folder / "score" / f"{block}.pt"
+            trainer.restore(torch.load(path, weights_only=True))
+            return
+
+
+def save_checkpoint(run: Run, trainer: Trainer) -> None:
+    """Write a checkpoint, its receipt, `latest.json`; forget the oldest."""
+    block = f"step-{trainer.step:08d}"
+    buffer = io.BytesIO()
+    torch.save(trainer.state(), buffer)
+    path = run.folder / "score" / f"{block}.pt"
+    atomic_write_bytes(path, buffer.getvalue())
+    ledger = run.ledger("train")
+    ledger.record(Receipt(block, {f"score/{block}.pt": file_crc(path)}))
+    latest = {"step": trainer.step, "file": path.name, "crc32c": file_crc(path)}
+    atomic_write_json(run.folder / "score" / "latest.json", latest)
+    for old in sorted(b for b in ledger.done() if b.startswith("step-"))[:-KEEP]:
+        ledger.drop(old)
+        (run.folder / "score" / f"{old}.pt").unlink(missing_ok=True)
+
+
+def _test_loss(run: Run, trainer: Trainer, test: torch.Tensor) -> float:
+    """Loss of the averaged model on held-out members, always on the same batch."""
+    config = run.experiment.score.train
+    model = trainer.averaged()
+    with torch.inference_mode():
+        batch = draw_batch(
+            test, model, config=config, seed=run.experiment.seed, step=2**40, rank=0, ranks=1
+        )
+        return float(batch_loss(model, batch))
+
+
+def _log(run: Run, line: dict[str, Any], *, seconds: float) -> None:
+    text = json.dumps(line)
+    print(json.dumps({**line, "seconds": round(seconds, 1)}), flush=True)
+    with (run.folder / "score" / "log.jsonl").open("a") as file:
+        file.write(text + "\n")
+
+
+def _cut_log(run: Run, step: int) -> None:
+    """Drop lines beyond the checkpoint: they will be written again, the same."""
+    path = run.folder / "score" / "log.jsonl"
+    if path.is_file():
+        lines = [text for text in path.read_text().splitlines() if text.endswith("}")]
+        kept = [text for text in lines if json.loads(text)["step"] <= step]
+        atomic_write_bytes(path, "".join(f"{text}\n" for text in kept).encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
