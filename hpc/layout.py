@@ -174,7 +174,7 @@ def _must_grow(
     shortest: dict[str, int] = {}
     for v in variables:
         array = _array(group, path, v.name)
-        _compare(path, v.name, "dims", array.metadata.dimension_names, v.dims)
+        _compare(path, v.name, "dims", dimension_names(array), v.dims)
         _compare(path, v.name, "chunks", array.chunks, v.chunks)
         _compare(path, v.name, "dtype", array.dtype, np.dtype(v.dtype))
         for dim, old, new, chunk in zip(v.dims, array.shape, v.shape, v.chunks, strict=True):
@@ -273,3 +273,9 @@ def _array(group: zarr.Group, path: Path, name: str) -> zarr.Array:
     if not isinstance(array, zarr.Array):
         raise LayoutError(f"'{name}' of {path} is no array")
     return array
+
+
+def dimension_names(array: zarr.Array) -> tuple[str, ...]:
+    """Names of an array's dimensions; empty where it has none."""
+    names = getattr(array.metadata, "dimension_names", None) or ()
+    return tuple(str(name) for name in names)

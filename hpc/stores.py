@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -30,7 +29,7 @@ from hpc.files import (
     sync_folder,
     telling_disk_errors,
 )
-from hpc.layout import Coordinate, Variable, create_store
+from hpc.layout import Coordinate, Variable, create_store, dimension_names
 
 __all__ = [
     "Coordinate",
@@ -181,12 +180,12 @@ def _open_cached(path: Path, variable: str, stamp: tuple[int, int, int]) -> _Han
     folder = path / variable
     try:
         array = zarr.open_array(folder, mode="r+", config={"write_empty_chunks": True})
-        dims = array.metadata.dimension_names
-        if dims is None or len(dims) != len(array.shape):
+        dims = dimension_names(array)
+        if len(dims) != len(array.shape):
             raise ValueError("dimension names are missing")
     except Exception as error:
         raise CorruptBlock(f"metadata of '{variable}' in {path} is damaged: {error}") from error
-    return _Handle(array, folder, path.name, variable, tuple(str(dim) for dim in dims))
+    return _Handle(array, folder, path.name, variable, dims)
 
 
 def _region(

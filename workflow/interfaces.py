@@ -110,15 +110,17 @@ class HasExactResponse(Protocol):
 
 
 class ForwardProcess(Protocol):
-    """A way to noise data, and the score of the noised density from a network's answer.
+    """A way to noise data, and the score of the noised density from a network's answer."""
 
-    Attributes:
-        sigma_min: smallest noise level; the level at which the score is evaluated on data.
-        sigma_max: largest noise level.
-    """
+    @property
+    def sigma_min(self) -> float:
+        """Smallest noise level; the level at which the score is evaluated on data."""
+        ...
 
-    sigma_min: float
-    sigma_max: float
+    @property
+    def sigma_max(self) -> float:
+        """Largest noise level."""
+        ...
 
     def noise_levels(self, uniform: Tensor) -> Tensor:
         """Training noise levels `(batch,)` from uniform numbers in [0, 1)."""

@@ -1,0 +1,1 @@
+"""Forward processes, and the losses that go with them."""

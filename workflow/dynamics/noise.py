@@ -20,8 +20,6 @@ STEPS_PER_BLOCK = 32
 FORCING, INITIAL, DIRECT = 0, 1, 2
 """Streams: noise of the ensemble, initial states, and the first of the paired perturbed runs."""
 
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
-
 
 def normals(
     seed: int,
@@ -47,7 +45,10 @@ def normals(
     """
     bits = np.random.Philox(key=[seed, member], counter=[0, 0, stream, block])
     generator = np.random.Generator(bits)
-    return generator.standard_normal((STEPS_PER_BLOCK, *shape), dtype=_NUMPY[dtype])
+    size = (STEPS_PER_BLOCK, *shape)
+    if dtype == torch.float32:
+        return generator.standard_normal(size, dtype=np.float32)
+    return generator.standard_normal(size, dtype=np.float64)
 
 
 class NoiseStream:

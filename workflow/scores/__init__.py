@@ -1,0 +1,1 @@
+"""Score estimators: grad log p of the stationary density, on data."""

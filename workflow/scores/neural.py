@@ -213,5 +213,5 @@ def with_parameters(model: WhitenedScore, parameters: Mapping[str, Tensor]) -> W
 
 def _unit_impulse(whitening: SpectralGaussian) -> Tensor:
     impulse = torch.zeros(1, len(whitening.mean), *whitening.shape, dtype=torch.float64)
-    impulse[(..., *[0] * len(whitening.shape))] = 1
+    impulse.flatten(2)[..., 0] = 1
     return impulse

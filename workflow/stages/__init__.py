@@ -1,0 +1,1 @@
+"""Stages: one product each, in the order simulate, train, evaluate, respond, report."""

@@ -66,8 +66,8 @@ def estimators(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
 def _compare(dataset: xr.Dataset, name: str, reference: str) -> dict[str, Any]:
     """Errors of an estimator, per lag, and summed where the Gaussian one's is significant."""
     one = dataset.sel(estimator=name, reference=reference)
-    keys = ("l2", "l2_standard_error", "linf", "linf_standard_error")
-    keys += ("l2_corrected", "l2_corrected_standard_error")
+    names = ("l2", "linf", "l2_corrected")
+    keys = [name + end for name in names for end in ("", "_standard_error")]
     numbers: dict[str, Any] = {
         key: [None if np.isnan(v) else round(float(v), 6) for v in one[key].values] for key in keys
     }

@@ -1,0 +1,39 @@
+# Two commands: `make demo` shows it, `make test` checks it. Both reuse what is there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS := 1
+export OMP_WAIT_POLICY := passive
+
+.PHONY: demo test test-all check clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "setting up $(VENV) from constraints.txt"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -c constraints.txt pip setuptools
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[mpich]"
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	@echo "adding what the tests need"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[mpich,catalog,test]"
+	touch $@
+
+demo: $(VENV)/.installed
+	@echo "running the quickstart experiment; the same command continues or reuses it"
+	$(BIN)/gfdt run quickstart
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PYTHONPATH=. $(BIN)/lint-imports --no-logo
+
+test: check
+	$(BIN)/python -m pytest
+
+test-all: check
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+clean:
+	rm -rf $(VENV) build *.egg-info
