@@ -179,7 +179,9 @@ def _open(path: Path, variable: str) -> _Handle:
 def _open_cached(path: Path, variable: str, stamp: tuple[int, int, int]) -> _Handle:
     folder = path / variable
     try:
-        array = zarr.open_array(folder, mode="r+", config={"write_empty_chunks": True})
+        # zarr 3.1 forgets this setting when it opens an array; without it a block of zeros would
+        # leave no file, and could not be told from a missing one.
+        array = zarr.open_array(folder, mode="r+").with_config({"write_empty_chunks": True})
         dims = dimension_names(array)
         if len(dims) != len(array.shape):
             raise ValueError("dimension names are missing")
