@@ -274,6 +274,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def wall_times(run: Run) -> dict[str, float]:
+    """Seconds spent in each stage so far, over all calls."""
+    path = run.folder / "logs" / "wall_times.json"
+    found: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    return found
+
+
 def check(run: Run) -> None:
     """Refuse what cannot give an answer.
 

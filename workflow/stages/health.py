@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from hpc.ledger import Problem
-from workflow.runs import Run
-from workflow.stages.pipeline import expected_blocks, wall_times
+from workflow.runs import Run, wall_times
+from workflow.stages.pipeline import expected_blocks
 
 
 def status(run: Run) -> dict[str, Any]:

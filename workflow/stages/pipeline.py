@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from hpc.catalog import write_catalog
 from hpc.errors import MachineError
 from hpc.files import atomic_write_json, collect_orphans
 from hpc.lock import run_lock
-from workflow.runs import Notify, Run, cores, lay_down, load_run
+from workflow.runs import Notify, Run, cores, lay_down, load_run, wall_times
 from workflow.stages.direct import direct
 from workflow.stages.evaluate import evaluate
 from workflow.stages.report import report
@@ -124,13 +123,6 @@ def _record_wall_time(run: Run, stage: str, seconds: float) -> None:
     times = wall_times(run)
     times[stage] = round(times.get(stage, 0.0) + seconds, 1)
     atomic_write_json(path, times)
-
-
-def wall_times(run: Run) -> dict[str, float]:
-    """Seconds spent in each stage so far, over all calls."""
-    path = run.folder / "logs" / "wall_times.json"
-    found: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-    return found
 
 
 def _write_catalog(run: Run) -> None:

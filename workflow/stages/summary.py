@@ -9,7 +9,7 @@ import xarray as xr
 from scipy import fft
 
 from workflow.responses.recalibration import stein_error
-from workflow.runs import Run, versions
+from workflow.runs import Run, versions, wall_times
 
 REFERENCES = ("direct", "exact")
 """What responses are compared with."""
@@ -26,6 +26,7 @@ def summarise(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
         "pairs": sum(map(len, run.round_blocks)) * e.ensemble.members,
         "estimators": estimators(run, dataset),
         "score_error": score_errors(run),
+        "wall_seconds": wall_times(run),
         "versions": versions(),
     }
 
