@@ -76,8 +76,8 @@ _REQUIRED = (
 def _constructor(kind: Any) -> type:
     if isinstance(kind, str) and kind in SYSTEMS:
         return SYSTEMS[kind]
-    if isinstance(kind, str) and ":" in kind:
-        module, _, name = kind.partition(":")
+    module, _, name = str(kind).partition(":")
+    if name and module and not module.startswith("."):
         try:
             found: type = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
@@ -87,7 +87,7 @@ def _constructor(kind: Any) -> type:
             ) from None
         return found
     near = difflib.get_close_matches(str(kind), SYSTEMS, n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
+    hint = f"; did you mean '{near[0]}'?" if near else "."
     raise UserError(
         f"system.kind={kind!r} is not a system{hint} Known: {', '.join(SYSTEMS)}, or module:Class"
     )
