@@ -1,0 +1,169 @@
+"""Score estimators and their training against exact answers."""
+
+import math
+
+import pytest
+import torch
+
+from workflow.config import ScoreConfig
+from workflow.diffusion.gaussian import (
+    EDM,
+    antithetic_loss,
+    denoising_loss,
+    split_denoising_loss,
+)
+from workflow.dynamics import build_system
+from workflow.dynamics.grid import Grid
+from workflow.scores.closed_form import DenseGaussian, SpectralGaussian
+from workflow.scores.neural import NeuralScore, Trainer, WhitenedScore, draw_batch, roll_each
+
+
+def seeded(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def field():
+    """Draws of the Ornstein-Uhlenbeck field on 8 x 8, `(sample, 1, 8, 8)`."""
+    system = build_system({"kind": "ornstein_uhlenbeck", "grid": 8})
+    return system, system.observe(system.initial(seeded(4000, 8, 8)))
+
+
+def test_the_gaussian_score_of_gaussian_data_is_the_exact_one(field):
+    """Spectrum from 4000 samples: relative error of a mode variance about (2 / n)^(1/2)."""
+    system, x = field
+    gaussian = SpectralGaussian.fit(x)
+    expected = system.variance(Grid(8, 2, torch.float64))
+    # Self-conjugate modes are real and have the larger error, (2 / n)^(1/2).
+    assert ((gaussian.spectrum[0] / expected - 1).abs() < 5 * math.sqrt(2 / len(x))).all()
+    error = (gaussian(x) - system.exact_score(x)).square().mean()
+    assert error < 0.01 * system.exact_score(x).square().mean()
+
+
+def test_the_sample_stein_matrix_of_a_fitted_gaussian_is_the_identity(field):
+    """-< x s^T > = I mode by mode, to rounding, on the data it was fitted to."""
+    _, x = field
+    centred = x - x.mean()
+    s = SpectralGaussian.fit(x)(x)
+    cross = (torch.fft.fft2(centred) * torch.fft.fft2(s).conj()).mean((0, 1)).real / -64
+    assert torch.allclose(cross, torch.ones_like(cross), atol=1e-9)
+
+
+def test_whitening_has_unit_variance_and_colouring_undoes_it(field):
+    """C^(-1/2) and C^(1/2) are inverse to each other."""
+    _, x = field
+    gaussian = SpectralGaussian.fit(x)
+    white = gaussian.whiten(x)
+    power = torch.fft.fft2(white).abs().square().mean((0, 1)) / 64
+    assert torch.allclose(power, torch.ones_like(power), atol=1e-9)
+    assert torch.allclose(gaussian.colour(white) + x.mean(), x, atol=1e-9)
+
+
+def test_the_dense_gaussian_agrees_with_the_spectral_one_on_homogeneous_data(field):
+    """Two ways to the same score, up to the sampling error of 64 x 64 covariances."""
+    system, x = field
+    dense = DenseGaussian.fit(x)(x)
+    exact = system.exact_score(x)
+    assert (dense - exact).square().mean() < 0.1 * exact.square().mean()
+
+
+def test_an_untrained_network_is_the_gaussian_score(field):
+    """Zero output: s = -C^-1 x / (1 + sigma^2), so agreement with Gaussian is never skill."""
+    _, x = field
+    x = x.float()
+    gaussian = SpectralGaussian.fit(x)
+    model = WhitenedScore(gaussian, ScoreConfig())
+    learned = NeuralScore(model)(x[:5])
+    sigma = model.process.sigma_min
+    assert torch.allclose(learned, gaussian(x[:5]) / (1 + sigma**2), rtol=1e-4, atol=1e-5)
+
+
+def test_the_network_is_equivariant_under_shifts(field):
+    """Rolling the field rolls its score."""
+    _, x = field
+    model = WhitenedScore(SpectralGaussian.fit(x), ScoreConfig()).double()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    score = NeuralScore(model)
+    rolled = score(x[:2].roll((3, 5), (-2, -1)))
+    assert torch.allclose(rolled, score(x[:2]).roll((3, 5), (-2, -1)), atol=1e-10)
+
+
+def test_the_split_loss_is_the_plain_loss():
+    """Mean part + deviation part = denoising score matching, exactly."""
+    s, z, sigma = seeded(4, 1, 8, 8), seeded(4, 1, 8, 8).flip(0), torch.full((4,), 0.3)
+    mean, deviation = split_denoising_loss(s, z, sigma.double())
+    assert float(mean + deviation) == pytest.approx(
+        float(denoising_loss(s, z, sigma.double())), abs=1e-6
+    )
+
+
+def test_the_loss_of_a_zero_score_is_one():
+    """Checks sign and scale of the noise in the target."""
+    z = seeded(2000, 1, 8, 8)
+    loss = denoising_loss(torch.zeros_like(z), z, torch.full((2000,), 0.1, dtype=torch.float64))
+    assert float(loss) == pytest.approx(1, abs=0.02)
+
+
+def test_the_antithetic_loss_is_denoising_score_matching_less_a_constant():
+    """Term by term: mean |s+- +- z / sigma|^2 - |z|^2 / sigma^2, for any score."""
+    plus, minus, z = seeded(3, 1, 4, 4), seeded(3, 1, 4, 4) ** 2, seeded(3, 1, 4, 4).flip(-1)
+    sigma = torch.tensor([0.1, 0.2, 0.5], dtype=torch.float64)
+    wide = sigma.reshape(-1, 1, 1, 1)
+    full = 0.5 * ((plus + z / wide) ** 2 + (minus - z / wide) ** 2) - (z / wide) ** 2
+    assert float(antithetic_loss(plus, minus, z, sigma)) == pytest.approx(float(full.mean()))
+
+
+def test_edm_noise_levels_span_their_range():
+    """Log-uniform from sigma_min to sigma_max."""
+    levels = EDM(0.01, 1.0).noise_levels(torch.tensor([0.0, 0.5, 1.0]))
+    assert torch.allclose(levels, torch.tensor([0.01, 0.1, 1.0]))
+
+
+def small_trainer(field):
+    _, x = field
+    x = x[:200].float()
+    config = ScoreConfig.model_validate(
+        {"network": {"channels": 4, "residual_blocks": 1}, "train": {"steps": 10}}
+    )
+    return Trainer(x, SpectralGaussian.fit(x), config=config, seed=3)
+
+
+def test_a_resumed_training_equals_an_uninterrupted_one_bitwise(field):
+    """State after 10 steps = state after 4, saved, restored, and 6 more."""
+    whole, first, second = (small_trainer(field) for _ in range(3))
+    for _ in range(10):
+        whole.advance(rank=0, ranks=1, reduce=lambda flat: None)
+    for _ in range(4):
+        first.advance(rank=0, ranks=1, reduce=lambda flat: None)
+    second.restore(first.state())
+    for _ in range(6):
+        second.advance(rank=0, ranks=1, reduce=lambda flat: None)
+    for key in ("model", "average"):
+        for name, value in whole.state()[key].items():
+            assert torch.equal(value, second.state()[key][name])
+
+
+def test_ranks_share_one_batch_whatever_their_number(field):
+    """The shares of two ranks, put together, are the batch of one."""
+    trainer = small_trainer(field)
+    data = trainer._snapshots
+    config = ScoreConfig().train
+
+    def share(rank, ranks):
+        return draw_batch(
+            data, trainer.model, config=config, seed=1, step=5, rank=rank, ranks=ranks
+        )
+
+    one, halves = share(0, 1), [share(0, 2), share(1, 2)]
+    assert torch.equal(one.z, torch.cat([h.z for h in halves]))
+    assert torch.allclose(one.x, torch.cat([h.x for h in halves]), atol=1e-6)
+
+
+def test_each_sample_is_rolled_by_its_own_shift():
+    """Against torch.roll, sample by sample."""
+    x, shifts = seeded(3, 2, 4, 6), torch.tensor([[1, 2], [0, 5], [3, 3]])
+    rolled = roll_each(x, shifts)
+    for sample, (y, along) in enumerate(shifts.tolist()):
+        assert torch.equal(rolled[sample], x[sample].roll((y, along), (-2, -1)))
