@@ -1,0 +1,435 @@
+"""Noise, time steps and equations against identities that hold to rounding or to a few sigma."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from workflow.dynamics.allen_cahn import AllenCahn
+from workflow.dynamics.grid import Grid, padded
+from workflow.dynamics.integrators import noise_last, runge_kutta_4, strang
+from workflow.dynamics.navier_stokes import FORCED_K2, NavierStokes
+from workflow.dynamics.noise import (
+    DIRECT,
+    FORCING,
+    INITIAL,
+    STEPS_PER_BLOCK,
+    NoiseStream,
+    normals,
+)
+from workflow.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
+
+torch.set_num_threads(1)
+
+SCALAR_FIELDS = [
+    system(grid=16, dim=dim, scheme=scheme)
+    for system in (OrnsteinUhlenbeck, AllenCahn)
+    for scheme in ("exact", "paper")
+    for dim in (1, 2)
+]
+each_scalar_field = pytest.mark.parametrize(
+    "system", SCALAR_FIELDS, ids=lambda s: f"{type(s).__name__}-{s.scheme}-{s.dim}d"
+)
+
+
+def white(*shape, seed=1):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def stream(members, *, seed=7, use=FORCING, shape=(3,), dtype=torch.float64):
+    return NoiseStream(seed, members, stream=use, shape=shape, dtype=dtype)
+
+
+# Noise
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normals_do_not_depend_on_the_group(dtype):
+    """Workers may be given any members in any order: each gets the numbers of its name."""
+    whole = stream(range(6), dtype=dtype)
+    parts = [stream(group, dtype=dtype) for group in ([4], [2, 0], [5, 1, 3])]
+    for step in (0, 1, STEPS_PER_BLOCK, 3 * STEPS_PER_BLOCK + 5):
+        expected = whole.at(step)
+        assert expected.shape == (6, 3) and expected.dtype == dtype
+        assert torch.equal(parts[0].at(step), expected[[4]])
+        assert torch.equal(parts[1].at(step), expected[[2, 0]])
+        assert torch.equal(parts[2].at(step), expected[[5, 1, 3]])
+
+
+def test_normals_do_not_depend_on_the_order_or_the_start_of_stepping():
+    """A restart begins anywhere, also inside a block of steps."""
+    steps = list(range(2 * STEPS_PER_BLOCK + 3))
+    forward = stream(range(2))
+    expected = [forward.at(step).clone() for step in steps]
+    anyhow = stream(range(2))
+    for step in np.random.default_rng(0).permutation(steps):
+        assert torch.equal(anyhow.at(int(step)), expected[step])
+    for step in (1, STEPS_PER_BLOCK - 1, STEPS_PER_BLOCK, steps[-1]):
+        assert torch.equal(stream(range(2)).at(step), expected[step])
+
+
+def test_normals_keep_their_values():
+    """The numbers are part of every finished run: a change would break its restart in silence."""
+    first = normals(7, 3, block=2, stream=FORCING, shape=(2,), dtype=torch.float64)
+    bits = np.random.Philox(key=[7, 3], counter=[0, 0, 0, 2])
+    expected = np.random.Generator(bits).standard_normal((32, 2))
+    np.testing.assert_array_equal(first, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normals_are_standard(dtype):
+    """Mean, variance, skewness and kurtosis within 4 standard errors of 0, 1, 0 and 3."""
+    z = normals(1, 2, block=0, stream=FORCING, shape=(8192,), dtype=dtype).astype(float)
+    root = math.sqrt(z.size)
+    assert abs(z.mean()) < 4 * 1 / root
+    assert abs((z**2).mean() - 1) < 4 * math.sqrt(2) / root
+    assert abs((z**3).mean()) < 4 * math.sqrt(15) / root
+    assert abs((z**4).mean() - 3) < 4 * math.sqrt(96) / root
+
+
+def test_normals_of_different_names_are_uncorrelated():
+    """Seed, member, stream and block each open numbers of their own, neighbours included."""
+    names = [
+        (seed, member, use, block)
+        for seed in (1, 2)
+        for member in (0, 1, 2)
+        for use in (FORCING, INITIAL, DIRECT, DIRECT + 1)
+        for block in (0, 1)
+    ]
+    drawn = np.stack(
+        [normals(s, m, block=b, stream=u, shape=(512,)).ravel() for s, m, u, b in names]
+    ).astype(float)
+    # 1128 pairs: 5 standard errors keep a false alarm below one in a thousand.
+    correlation = np.corrcoef(drawn) - np.eye(len(names))
+    assert np.abs(correlation).max() < 5 / math.sqrt(drawn.shape[1])
+
+
+# Time steps
+
+
+def test_runge_kutta_is_of_fourth_order():
+    """du/dt = -u^3 has u(t) = u0 / sqrt(1 + 2 u0^2 t); half the step has 1/16 of the error."""
+    errors = []
+    for steps in (50, 100, 200):
+        u = torch.tensor([1.5, -0.7], dtype=torch.float64)
+        exact = u / (1 + 2 * u**2).sqrt()
+        for _ in range(steps):
+            u = runge_kutta_4(lambda v: -(v**3), u, 1 / steps)
+        errors.append((u - exact).abs().max().item())
+    orders = [math.log2(errors[i] / errors[i + 1]) for i in (0, 1)]
+    assert orders[1] == pytest.approx(4, abs=0.2)
+
+
+def recursion(scheme, rate, dt, sets):
+    """Factor on the state and on each set of normals of one step of du = -rate u dt + dW."""
+
+    def step(u, w):
+        one = torch.ones(1, dtype=torch.float64)
+        w = torch.tensor([w], dtype=torch.float64)
+        return scheme(lambda v: -rate * v, u * one, dt, amplitude=one, w=w).item()
+
+    quiet = [0.0] * sets
+    kicks = [step(0.0, [float(i == j) for j in range(sets)]) for i in range(sets)]
+    return step(1.0, quiet), kicks
+
+
+@pytest.mark.parametrize("h", [0.01, 0.1, 0.3])
+def test_strang_inflates_a_mode_by_h_coth_h(h):
+    """Half the noise on either side of the flow: weak order 2 in h = rate dt."""
+    rate = 1.7
+    g, kicks = recursion(strang, rate, h / rate, 2)
+    variance = sum(kick**2 for kick in kicks) / (1 - g**2)
+    # The flow itself is Runge-Kutta, with an error of h^5 / 120.
+    assert variance * 2 * rate == pytest.approx(h / math.tanh(h), rel=h**4 / 60)
+
+
+@pytest.mark.parametrize("h", [0.01, 0.1, 0.3])
+def test_noise_last_inflates_a_mode_as_stated(h):
+    """Noise after the flow: weak order 1, 2 h / (1 - exp(-2 h)) with h = rate dt."""
+    rate = 1.7
+    g, kicks = recursion(noise_last, rate, h / rate, 1)
+    variance = kicks[0] ** 2 / (1 - g**2)
+    assert variance * 2 * rate == pytest.approx(2 * h / (1 - math.exp(-2 * h)), rel=h**4 / 60)
+
+
+@pytest.mark.parametrize(("scheme", "sets"), [(strang, 2), (noise_last, 1)])
+def test_schemes_sample_the_variance_of_their_recursion(scheme, sets):
+    """The halves of the noise must be independent, which one recursion step cannot tell."""
+    members, h = 40000, 0.3
+    one = torch.ones((), dtype=torch.float64)
+    u = torch.zeros(members, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(60):
+        w = torch.randn(members, sets, dtype=torch.float64, generator=generator)
+        u = scheme(lambda v: -v, u, h, amplitude=one, w=w)
+    inflation = h / math.tanh(h) if sets == 2 else 2 * h / (1 - math.exp(-2 * h))
+    assert u.var().item() == pytest.approx(inflation / 2, rel=4 * math.sqrt(2 / members))
+
+
+# Grids
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_padded_cube_is_free_of_aliasing(dim):
+    """Against a grid four times as fine, where no product of three modes can fold back."""
+    coarse, fine = Grid(8, dim), Grid(32, dim)
+    u_hat = coarse.fft(white(2, *coarse.shape)) * coarse.below_nyquist
+    wide = torch.zeros(2, *[32] * (dim - 1), 17, dtype=u_hat.dtype)
+    rows = [slice(0, 4), slice(-3, None)]
+    if dim == 1:
+        wide[..., :4] = u_hat[..., :4]
+    else:
+        for row in rows:
+            wide[:, row, :4] = u_hat[:, row, :4]
+    scale = 4**dim
+    cube = fine.fft((fine.ifft(wide) * scale) ** 3) / scale
+    expected = torch.zeros_like(u_hat)
+    if dim == 1:
+        expected[..., :4] = cube[..., :4]
+    else:
+        for row in rows:
+            expected[:, row, :4] = cube[:, row, :4]
+    torch.testing.assert_close(padded(lambda u: u**3, u_hat, coarse), expected)
+
+
+# Equations and their stationary densities
+
+
+@each_scalar_field
+def test_exact_score_is_minus_the_gradient_of_the_potential(system):
+    """By automatic differentiation of V, for a field with energy in every mode."""
+    x = (0.8 * white(3, 1, *system.shape, seed=2)).requires_grad_()
+    if isinstance(system, AllenCahn):
+        potential = system.potential(x).sum()
+    else:
+        grid = Grid(system.grid, system.dim)
+        weight = torch.full_like(grid.k2, 2.0)
+        weight[..., [0, -1]] = 1.0  # the half-spectrum holds these columns once
+        power = grid.fft(x[:, 0]).abs() ** 2 / system.grid**system.dim
+        potential = 0.5 * (weight * power / system.variance(grid)).sum()
+    (gradient,) = torch.autograd.grad(potential, x)
+    error = (system.exact_score(x) + gradient).norm() / gradient.norm()
+    assert error.item() < 1e-10
+
+
+@each_scalar_field
+def test_drift_is_advection_plus_half_the_noise_times_the_score(system):
+    """Fluctuation and dissipation: what is left of the drift is along the score.
+
+    Together with an advection that conserves V this makes exp(-V) stationary; no sampling needed.
+    """
+    grid = Grid(system.grid, system.dim)
+    x = 0.8 * white(2, 1, *system.shape, seed=3)
+    u_hat = grid.fft(x[:, 0])
+    drift = system.linear(grid) * u_hat
+    nonlinear = system.nonlinear(grid)
+    if nonlinear is not None:
+        drift = drift + nonlinear(u_hat)
+    advection = -system.advection * grid.derivative(-1) * u_hat
+    mobility = 0.5 * grid.points * system.noise_spectrum(grid)
+    expected = advection + mobility * grid.fft(system.exact_score(x)[:, 0])
+    assert ((drift - expected).norm() / drift.norm()).item() < 1e-12
+
+
+def work_of_advection(system, x):
+    grid = Grid(system.grid, system.dim)
+    flow = grid.ifft(-system.advection * grid.derivative(-1) * grid.fft(x))
+    return (flow * system.exact_score(x)).flatten(1).sum(1)
+
+
+@pytest.mark.parametrize("dim", [1, 2])
+def test_advection_conserves_the_potential_of_the_exact_scheme(dim):
+    """The quartic averaged on a doubled grid does not feel a shift: F_adv . s = 0 per field."""
+    system = AllenCahn(grid=32, dim=dim)
+    x = 0.8 * white(4, 1, *system.shape, seed=4)
+    assert work_of_advection(system, x).abs().max().item() < 1e-10
+
+
+def test_advection_changes_the_potential_of_the_paper_scheme():
+    """The aliased cube is why there are two schemes; without this the test above is empty."""
+    x = 0.8 * white(4, 1, 32, 32, seed=4)
+    assert work_of_advection(AllenCahn(scheme="paper"), x).abs().min().item() > 1e-3
+
+
+@each_scalar_field
+def test_a_shift_of_state_and_noise_is_a_shift_of_the_result(system):
+    """`homogeneous` promises it, and the response estimators average over space on its word."""
+    axes = tuple(range(-system.dim, 0))
+    start, noise = white(1, *system.initial_shape, seed=5), white(1, *system.noise_shape, seed=6)
+
+    def shifted(u):
+        return torch.roll(u, [3, 5][: system.dim], axes)
+
+    ours = system.step(system.initial(shifted(start)), shifted(noise))
+    theirs = shifted(system.observe(system.step(system.initial(start), noise)))
+    torch.testing.assert_close(system.observe(ours), theirs, rtol=0, atol=1e-12)
+
+
+# Moments of the Allen-Cahn equation
+
+
+def moments(x):
+    """<u^2> and <u^4> per member."""
+    return torch.stack([x.square().flatten(1).mean(1), (x**4).flatten(1).mean(1)])
+
+
+def stepped_moments(system, *, members, spinup, length, every, seed):
+    shapes = {"members": range(members), "dtype": torch.float64, "seed": seed}
+    noise = stream(use=FORCING, shape=system.noise_shape, **shapes)
+    state = system.initial(stream(use=INITIAL, shape=system.initial_shape, **shapes).at(0))
+    seen = []
+    for step in range(round((spinup + length) / system.dt)):
+        state = system.step(state, noise.at(step))
+        if step >= spinup / system.dt and step % every == 0:
+            seen.append(moments(system.observe(state)))
+    return torch.stack(seen).mean(0)
+
+
+def hamiltonian_moments(system, *, members, spinup, sweeps, seed, leaps=8, h=0.2):
+    """Moments of exp(-V) by hybrid Monte Carlo: knows `potential` and nothing of the dynamics."""
+    generator = torch.Generator().manual_seed(seed)
+    grid = Grid(system.grid, system.dim)
+    stiffness = system.alpha + system.kappa * grid.k2 * (1 + grid.k2)
+    width = (grid.points * system.epsilon**2 / (2 * stiffness)).sqrt()
+
+    def coloured(u, symbol):
+        return grid.ifft(symbol * grid.fft(u))
+
+    def normal():
+        shape = (members, 1, *system.shape)
+        return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+    def energy(x, momentum):
+        return system.potential(x) + 0.5 * momentum.square().flatten(1).sum(1)
+
+    x, seen = 0.5 * normal(), []
+    for sweep in range(spinup + sweeps):
+        momentum = normal()
+        y, p = x, momentum + 0.5 * h * coloured(system.exact_score(x), width)
+        for leap in range(leaps):
+            y = y + h * coloured(p, width)
+            part = h if leap < leaps - 1 else 0.5 * h
+            p = p + part * coloured(system.exact_score(y), width)
+        chance = torch.rand(members, dtype=torch.float64, generator=generator)
+        accepted = chance.log() < energy(x, momentum) - energy(y, p)
+        x = torch.where(accepted.reshape(-1, *[1] * (x.ndim - 1)), y, x)
+        if sweep >= spinup:
+            seen.append(moments(x))
+    return torch.stack(seen).mean(0)
+
+
+def test_allen_cahn_has_the_moments_of_its_density():
+    """Two roads to <u^2> and <u^4>: time steps, and Monte Carlo of exp(-V) without any time.
+
+    A weak reaction lets the wells mix in the time of a test; the field stays far from Gaussian.
+    """
+    system = AllenCahn(grid=16, alpha=2.0, dt=1 / 32)
+    ran = stepped_moments(system, members=32, spinup=30, length=70, every=32, seed=21)
+    drawn = hamiltonian_moments(system, members=32, spinup=150, sweeps=400, seed=22)
+    error = ((ran.var(1) + drawn.var(1)) / 32).sqrt()
+    ours, truth = ran.mean(1), drawn.mean(1)
+    assert ((ours - truth).abs() < 4 * error).all()
+    assert (4 * error < 0.05 * truth).all()
+    assert truth[1] / truth[0] ** 2 < 2.3
+
+
+@pytest.mark.slow
+def test_allen_cahn_of_the_paper_is_bistable():
+    """32 x 32 with published parameters: <u^2> = 0.801, kurtosis 1.40, two modes near +-1."""
+    system = AllenCahn(grid=32)
+    ran = stepped_moments(system, members=16, spinup=40, length=60, every=64, seed=23)
+    second, fourth = ran.mean(1).tolist()
+    assert second == pytest.approx(0.801, abs=0.03)
+    assert fourth / second**2 == pytest.approx(1.40, abs=0.03)
+
+
+# Navier-Stokes
+
+
+@pytest.mark.parametrize("grid", [16, 32])
+def test_skew_advection_conserves_enstrophy(grid):
+    """Half advective and half flux form is antisymmetric on the grid, aliased or not."""
+    zeta = white(4, grid, grid, seed=8)
+    change = NavierStokes(grid=grid).skew_advection(zeta)
+    work = (zeta * change).sum((1, 2)).abs()
+    assert (work < 1e-12 * zeta.flatten(1).norm(dim=1) * change.flatten(1).norm(dim=1)).all()
+    assert change.abs().min() > 0
+
+
+def test_skew_advection_of_a_single_wave_vanishes():
+    """Streamlines of one wave are its lines of vorticity; two waves of other k do interact."""
+    system = NavierStokes(grid=32)
+    x = torch.arange(32, dtype=torch.float64) * (2 * math.pi / 32)
+    wave = (3 * x[None, :] + 2 * x[:, None]).cos()[None]
+    assert system.skew_advection(wave).abs().max() < 1e-12
+    assert system.skew_advection(wave + x.cos()[None, None, :]).abs().max() > 0.1
+
+
+def test_vorticity_is_carried_in_positive_x_and_damped_as_stated():
+    """One wave: exp(-(nu_h k^-4 + nu k^4 + i A k_x) t), carried by A t in +x."""
+    system = NavierStokes(grid=32, forcing=0.0, hypofriction=0.5, hyperviscosity=1e-3)
+    x = torch.arange(32, dtype=torch.float64) * (2 * math.pi / 32)
+    state = {
+        "vorticity": (2 * x[None, :] + x[:, None]).cos()[None],
+        "phases": torch.zeros(1, 32, 32, dtype=torch.float64),
+    }
+    quiet = torch.zeros(1, 2, 32, 32, dtype=torch.float64)
+    for _ in range(32):
+        state = system.step(state, quiet)
+    time, k2 = 32 * system.dt, 5.0
+    damping = math.exp(-(0.5 / k2**2 + 1e-3 * k2**2) * time)
+    expected = damping * (2 * (x[None, :] - math.pi * time) + x[:, None]).cos()[None]
+    torch.testing.assert_close(state["vorticity"], expected, rtol=0, atol=1e-6)
+
+
+def test_349_modes_are_forced():
+    """Those with k^2 <= 112.5 below Nyquist, the mean among them: what a phase can change."""
+    system = NavierStokes(grid=32)
+    phases = (2 * math.pi * torch.rand(32, 32, generator=torch.Generator().manual_seed(9))).double()
+    phases = phases[None].requires_grad_()
+    start = {"vorticity": torch.zeros(1, 32, 32, dtype=torch.float64), "phases": phases}
+    after = system.step(start, torch.zeros(1, 2, 32, 32, dtype=torch.float64))["vorticity"]
+    (gradient,) = torch.autograd.grad((after * white(1, 32, 32, seed=10)).sum(), phases)
+    forced = gradient[0] != 0
+    k = torch.fft.fftfreq(32, 1 / 32).round()
+    expected = k[:, None] ** 2 + k[None, :] ** 2 <= FORCED_K2
+    assert forced.sum().item() == 349
+    assert torch.equal(forced, expected)
+
+
+def test_phases_forget_at_rate_one():
+    """d phi = 2^(1/2) dW, so the mean of exp(i (phi(t) - phi(0))) is exp(-t)."""
+    system = NavierStokes(grid=16)
+    members, steps = range(48), 64
+    shapes = {"members": members, "seed": 31, "dtype": torch.float64}
+    noise = stream(use=FORCING, shape=system.noise_shape, **shapes)
+    state = system.initial(stream(use=INITIAL, shape=system.initial_shape, **shapes).at(0))
+    first = state["phases"]
+    assert (first >= 0).all() and (first <= 2 * math.pi).all()
+    for step in range(steps):
+        state = system.step(state, noise.at(step))
+    turned = state["phases"] - first
+    expected = math.exp(-steps * system.dt)
+    for part, mean in ((turned.cos(), expected), (turned.sin(), 0.0)):
+        error = part.std().item() / part.numel() ** 0.5
+        assert abs(part.mean().item() - mean) < 4 * error
+
+
+def test_navier_stokes_steps_are_of_fourth_order_between_kicks():
+    """With the phases at rest the step is a plain Runge-Kutta step of a smooth flow."""
+    x = torch.arange(16, dtype=torch.float64) * (2 * math.pi / 16)
+    start = {
+        "vorticity": ((x[None, :] + 2 * x[:, None]).cos() + (3 * x).sin()[None, :])[None],
+        "phases": white(1, 16, 16, seed=12),
+    }
+    results = []
+    for steps in (8, 16, 32):
+        system, state = NavierStokes(grid=16, dt=0.25 / steps), start
+        for _ in range(steps):
+            state = system.step(state, torch.zeros(1, 2, 16, 16, dtype=torch.float64))
+        results.append(state["vorticity"])
+    coarse, fine = (results[0] - results[1]).norm(), (results[1] - results[2]).norm()
+    assert math.log2(coarse / fine) == pytest.approx(4, abs=0.25)
