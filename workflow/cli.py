@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hpc.errors import MachineError
+from hpc.errors import TRY_AGAIN, MachineError
 from workflow.interfaces import UserError
 from workflow.progress import Progress
 
@@ -233,6 +233,9 @@ def main() -> None:
     except (UserError, MachineError) as error:
         print(f"gfdt: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        print(f"gfdt: {error}; mend that and run the same command again", file=sys.stderr)
+        sys.exit(TRY_AGAIN)
     except KeyboardInterrupt:
         print("gfdt: stopped; the same command continues", file=sys.stderr)
         sys.exit(130)

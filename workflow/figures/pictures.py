@@ -148,7 +148,11 @@ def curves(response: xr.Dataset) -> Figure:
     if "dy" in one.dims:
         one = one.sel(dy=0)
     figure = _figure(2, 2, width=4.4)
-    for panel, step in zip(figure.subplots(2, 2).flat, RESPONDERS, strict=True):
+    panels = figure.subplots(2, 2).flat
+    for panel, step in zip(panels, RESPONDERS, strict=True):
+        if step > int(one.dx.max()):  # a grid too small for it
+            panel.set_axis_off()
+            continue
         for name in _drawn(response):
             at = one.sel(estimator=name, dx=step)
             panel.fill_between(one.lag, at.ci_low, at.ci_high, color=COLOURS[name], alpha=0.2, lw=0)

@@ -17,7 +17,7 @@ from workflow.runs import Notify, Run
 
 def run_blocks(
     run: Run,
-    client: distributed.Client,
+    client: Callable[[], distributed.Client],
     *,
     stage: str,
     function: Callable[..., Receipt],
@@ -28,7 +28,7 @@ def run_blocks(
 
     Args:
         run: the run.
-        client: where to run.
+        client: gives where to run; called only if there is work.
         stage: name of the ledger.
         function: makes a block and returns its receipt.
         blocks: arguments by name of block.
@@ -47,7 +47,7 @@ def run_blocks(
         notify(stage, finished, len(blocks))
 
     if todo:
-        run_chains(client, function, todo, on_receipt=on_receipt)
+        run_chains(client(), function, todo, on_receipt=on_receipt)
 
 
 def facts_since(started: float) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import distributed
@@ -21,7 +22,7 @@ from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.restart import block_name, load_state
 
 
-def direct(run: Run, client: distributed.Client, notify: Notify) -> None:
+def direct(run: Run, client: Callable[[], distributed.Client], notify: Notify) -> None:
     """Complete `perturbed.zarr`: response per member, averaged over the pairs of a block.
 
     A round is one pair for every member, started from one of the restart states of the ensemble,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ BATCH = 256
 """Snapshots scored together."""
 
 
-def evaluate(run: Run, client: distributed.Client, notify: Notify) -> None:
+def evaluate(run: Run, client: Callable[[], distributed.Client], notify: Notify) -> None:
     """Complete `scores.zarr`, dims (estimator, member, time, *space)."""
     run.renew("evaluate", run.scores)
     _lay_out(run)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 
 import distributed
 
@@ -51,13 +52,19 @@ def run_stages(run: Run, stages: tuple[str, ...], *, command: str, notify: Notif
 
 
 @contextmanager
-def _client(run: Run, stage: str) -> Iterator[distributed.Client]:
-    pool = (
-        run.experiment.cluster.simulate if stage == "simulate" else run.experiment.cluster.analyse
-    )
-    with open_client(
-        pool.kind, workers=pool.workers or cores(), log_dir=run.folder / "logs"
-    ) as client:
+def _client(run: Run, stage: str) -> Iterator[Callable[[], distributed.Client]]:
+    """Gives the client of a stage; opened at the first call, for nothing may be left to do."""
+    cluster = run.experiment.cluster
+    pool = cluster.simulate if stage == "simulate" else cluster.analyse
+    with ExitStack() as stack:
+
+        @cache
+        def client() -> distributed.Client:
+            workers = pool.workers or cores()
+            return stack.enter_context(
+                open_client(pool.kind, workers=workers, log_dir=run.folder / "logs")
+            )
+
         yield client
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +48,7 @@ class Responses:
     unresolved: np.ndarray
 
 
-def correlate(run: Run, client: distributed.Client, notify: Notify) -> None:
+def correlate(run: Run, client: Callable[[], distributed.Client], notify: Notify) -> None:
     """Complete `correlations.zarr`: raw response per member and estimator."""
     run.renew("respond", run.correlations, run.response)
     config, shape = run.experiment.ensemble, run.system.shape

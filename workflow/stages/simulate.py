@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import distributed
@@ -20,7 +21,7 @@ from workflow.stages.blocks import facts_since
 from workflow.stages.restart import block_name, load_state, save_state
 
 
-def simulate(run: Run, client: distributed.Client, notify: Notify) -> None:
+def simulate(run: Run, client: Callable[[], distributed.Client], notify: Notify) -> None:
     """Complete `ensemble.zarr`; blocks that have a receipt are not touched.
 
     Raises:
@@ -50,7 +51,7 @@ def simulate(run: Run, client: distributed.Client, notify: Notify) -> None:
         notify("simulate", finished, total)
 
     if finished < total:
-        run_chains(client, simulate_segment, todo, on_receipt=on_receipt)
+        run_chains(client(), simulate_segment, todo, on_receipt=on_receipt)
     consolidate(run.ensemble)
 
 
