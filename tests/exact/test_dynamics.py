@@ -338,12 +338,30 @@ def test_allen_cahn_has_the_moments_of_its_density():
 
 @pytest.mark.slow
 def test_allen_cahn_of_the_paper_is_bistable():
-    """32 x 32 with published parameters: <u^2> = 0.801, kurtosis 1.40, two modes near +-1."""
-    system = AllenCahn(grid=32)
-    ran = stepped_moments(system, members=16, spinup=40, length=60, every=64, seed=23)
-    second, fourth = ran.mean(1).tolist()
-    assert second == pytest.approx(0.801, abs=0.03)
-    assert fourth / second**2 == pytest.approx(1.40, abs=0.03)
+    """32 x 32 with published parameters: pixels sit near +-1, and the score is that of the run.
+
+    -<u s> = 1 per pixel is local and settles at once. The wells exchange over hundreds of time
+    units, so <u^2> = 0.80 and kurtosis 1.40 are still approached, from the side of the start.
+    """
+    system, members = AllenCahn(grid=32), 16
+    shapes = {"members": range(members), "dtype": torch.float64, "seed": 23}
+    noise = stream(use=FORCING, shape=system.noise_shape, **shapes)
+    state = system.initial(stream(use=INITIAL, shape=system.initial_shape, **shapes).at(0))
+    seen, stein, histogram = [], [], torch.zeros(30, dtype=torch.float64)
+    for step in range(100 * 128):
+        state = system.step(state, noise.at(step))
+        if step >= 60 * 128 and step % 32 == 0:
+            x = system.observe(state)
+            seen.append(moments(x))
+            stein.append(-(x * system.exact_score(x)).mean((1, 2, 3)))
+            histogram += torch.histc(x, bins=30, min=-1.5, max=1.5)
+    second, fourth = torch.stack(seen).mean((0, 2)).tolist()
+    assert second == pytest.approx(0.80, abs=0.07)
+    assert fourth / second**2 == pytest.approx(1.40, abs=0.10)
+    assert histogram[14:16].mean() < 0.5 * histogram.max()
+    ratio = torch.stack(stein).mean(0)
+    error = ratio.std().item() / members**0.5
+    assert ratio.mean().item() == pytest.approx(1, abs=0.02 + 4 * error)
 
 
 # Navier-Stokes
@@ -359,13 +377,15 @@ def test_skew_advection_conserves_enstrophy(grid):
     assert change.abs().min() > 0
 
 
-def test_skew_advection_of_a_single_wave_vanishes():
-    """Streamlines of one wave are its lines of vorticity; two waves of other k do interact."""
-    system = NavierStokes(grid=32)
-    x = torch.arange(32, dtype=torch.float64) * (2 * math.pi / 32)
-    wave = (3 * x[None, :] + 2 * x[:, None]).cos()[None]
-    assert system.skew_advection(wave).abs().max() < 1e-12
-    assert system.skew_advection(wave + x.cos()[None, None, :]).abs().max() > 0.1
+def test_skew_advection_of_two_waves_is_their_jacobian():
+    """cos x + cos 2y turns itself at J = -(3/2) sin x sin 2y; a single wave is steady."""
+    system = NavierStokes(grid=16)
+    place = torch.arange(16, dtype=torch.float64) * (2 * math.pi / 16)
+    x, y = place[None, :], place[:, None]
+    jacobian = -1.5 * x.sin() * (2 * y).sin()
+    ours = system.skew_advection((x.cos() + (2 * y).cos())[None])[0]
+    torch.testing.assert_close(ours, jacobian, rtol=0, atol=1e-12)
+    assert system.skew_advection((3 * x + 2 * y).cos()[None]).abs().max() < 1e-12
 
 
 def test_vorticity_is_carried_in_positive_x_and_damped_as_stated():
