@@ -1,0 +1,101 @@
+"""The whole path on a system whose response is known in closed form."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import yaml
+
+from workflow.dynamics import build_system
+from workflow.runs import open_run
+from workflow.stages.pipeline import STAGES, run_stages
+
+EXPERIMENT = {
+    "name": "ou",
+    "seed": 4,
+    "system": {"kind": "ornstein_uhlenbeck", "grid": 8, "relaxation": 0.3, "advection": 0.1},
+    "ensemble": {
+        "members": 24,
+        "group": 8,
+        "spinup": 0.0,
+        "length": 400.0,
+        "save_every": 1.0,
+        "chunk": "256KiB",
+    },
+    "score": {"estimator": "gaussian"},
+    "response": {"estimators": ["gaussian", "exact", "direct"], "max_lag": 8.0},
+    "direct": {"pairs": 48, "amplitude": 0.1},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run."""
+    folder = tmp_path_factory.mktemp("runs")
+    path = folder / "ou.yaml"
+    path.write_text(yaml.safe_dump(EXPERIMENT))
+    run = open_run(str(path), folder)
+    run_stages(run, STAGES, command="test", notify=lambda *_: None)
+    return run
+
+
+@pytest.fixture(scope="module")
+def response(run):
+    """Its response, opened by bare xarray."""
+    return xr.open_zarr(run.response).isel(perturbation=0, observable=0).load()
+
+
+@pytest.fixture(scope="module")
+def truth(response):
+    """exp(-r_k t), displacements in increasing order."""
+    system = build_system(EXPERIMENT["system"])
+    lag = torch.from_numpy(response.lag.values.astype(float))
+    return np.fft.fftshift(system.exact_response(lag).numpy(), axes=(1, 2))
+
+
+@pytest.mark.parametrize("estimator", ["gaussian", "exact"])
+def test_responses_are_the_propagator_within_their_error_bars(response, truth, estimator):
+    """Nearly all of 9 x 64 numbers within 4 standard errors, and none beyond 6."""
+    one = response.sel(estimator=estimator)
+    off = np.abs(one.response.values - truth)[1:] / one.standard_error.values[1:]
+    assert np.mean(off < 4) > 0.98
+    assert off.max() < 8
+
+
+def test_paired_runs_of_a_linear_system_give_its_propagator_exactly(response, truth):
+    """Common noise cancels: only float32 rounding over the amplitude is left."""
+    direct = response.sel(estimator="direct").response.values
+    assert np.abs(direct - truth).max() < 2e-4
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say(response, truth):
+    """95 % intervals over 8 x 64 correlated numbers."""
+    one = response.sel(estimator="gaussian").isel(lag=slice(1, None))
+    inside = (one.ci_low.values <= truth[1:]) & (truth[1:] <= one.ci_high.values)
+    assert 0.85 < inside.mean() <= 1
+
+
+def test_a_score_of_a_gaussian_field_satisfies_the_stein_identity(response):
+    """M_k = 1 for the fitted and the exact score, within their errors."""
+    stein = response.stein.sel(estimator=["gaussian", "exact"])
+    assert float(abs(stein - 1).max()) < 0.3
+    assert float(abs(stein.mean(("ky", "kx")) - 1).max()) < 0.02
+
+
+def test_the_products_are_those_that_the_design_names(run, response):
+    """Stores with their dims, a summary with the same numbers, pictures, a page, a catalog."""
+    ensemble = xr.open_zarr(run.ensemble)
+    assert ensemble.u.dims == ("member", "time", "y", "x")
+    assert ensemble.time.values[0] == 1.0 and len(ensemble.time) == 400
+    assert xr.open_zarr(run.scores).score_u.dims == ("estimator", "member", "time", "y", "x")
+    summary = json.loads((run.folder / "report" / "summary.json").read_text())
+    l2 = summary["estimators"]["gaussian"]["against"]["direct"]["l2"]
+    assert l2[3] == pytest.approx(
+        float(response.sel(estimator="gaussian", reference="direct").l2[3]), abs=1e-5
+    )
+    assert (run.folder / "report" / "index.html").stat().st_size > 1000
+    assert len(list((run.folder / "report").glob("*.png"))) >= 6
+    catalog = yaml.safe_load((run.folder / "catalog.yaml").read_text())
+    assert set(catalog["sources"]) >= {"ensemble", "scores", "response"}
