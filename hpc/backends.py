@@ -11,14 +11,7 @@ from typing import Any
 import dask
 import distributed
 
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    # Threads that spin while they wait starve the other workers of the node.
-    "OMP_WAIT_POLICY": "passive",
-}
-"""Environment of a process that computes with one thread; read when NumPy or torch is imported."""
+from hpc.rank import ONE_THREAD
 
 LOGGERS = ("distributed", "bokeh", "tornado")
 

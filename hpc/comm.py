@@ -15,9 +15,7 @@ import numpy as np
 import torch
 
 from hpc.errors import TRY_AGAIN, LaunchError
-
-RANKS_VARIABLE = "GFDT_RANKS"
-"""Environment variable with the number of ranks that were asked for."""
+from hpc.rank import RANKS_VARIABLE as RANKS_VARIABLE
 
 ADVICE = (
     "launcher and MPI library do not belong together: with MPICH use `mpiexec` of the same "

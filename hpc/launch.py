@@ -11,16 +11,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
 
 import psutil
 
-from hpc.backends import ONE_THREAD
-from hpc.comm import RANKS_VARIABLE
 from hpc.errors import CONFIGURATION, TRY_AGAIN, LaunchError, MachineError
+from hpc.files import PARTIAL
+from hpc.rank import MARKS_VARIABLE, ONE_THREAD, RANKS_VARIABLE
 
 GRACE = 5.0
 """Seconds between asking ranks to end and killing them."""
@@ -64,7 +62,8 @@ def launch_ranks(
 
     Raises:
         LaunchError: there is no `mpiexec`, or a rank ended with code 78.
-        MachineError: the ranks failed or took too long; 75 and 78 of a rank are its exit code.
+        MachineError: a rank failed, left early, or took too long; its exit code is the rank's
+            where that is 75 or 78.
     """
     command = [*_launcher(ranks), module, *arguments]
     variables = {
@@ -80,9 +79,13 @@ def launch_ranks(
     }
     log.parent.mkdir(parents=True, exist_ok=True)
     last = ""
-    with log.open("a") as file, _running(command, variables, timeout) as (process, expired):
-        assert process.stdout is not None
-        for line in process.stdout:
+    with (
+        # Beside the log, where the ranks on every node can write.
+        tempfile.TemporaryDirectory(PARTIAL, ".ranks-", log.parent.resolve()) as marks,
+        log.open("a") as file,
+        _running(command, variables | {MARKS_VARIABLE: marks}, timeout) as (process, expired),
+    ):
+        for line in process.stdout or ():
             file.write(line)
             file.flush()
             if line.strip() and not line.lstrip().startswith(BANNER):
@@ -90,9 +93,10 @@ def launch_ranks(
             if echo is not None:
                 echo(line.rstrip("\n"))
         code = process.wait()
+        finished = len(os.listdir(marks))
     if expired.is_set():
         raise MachineError(f"{module} stopped: not finished after {timeout:g} s; see {log}")
-    if code != 0:
+    if code != 0 or finished != ranks:
         raise _failure(module, code, last, log)
 
 
@@ -135,14 +139,16 @@ def find_mpiexec() -> str:
 def _launcher(ranks: int) -> list[str]:
     if ranks < 1:
         raise ValueError(f"ranks={ranks}: at least 1 rank is needed")
-    if ranks == 1:
-        return [sys.executable, "-m"]
-    return [find_mpiexec(), "-n", str(ranks), sys.executable, "-m", "mpi4py", "-m"]
+    program = ["hpc.rank"] if ranks == 1 else ["mpi4py", "-m", "hpc.rank"]
+    launcher = [] if ranks == 1 else [find_mpiexec(), "-n", str(ranks)]
+    return [*launcher, sys.executable, "-m", *program]
 
 
 def _failure(module: str, code: int, last: str, log: Path) -> MachineError:
     how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-    message = f"{module} stopped: rank {how}; last line of log: {last}; see {log}"
+    if code == 0:
+        how = "left before its end"
+    message = f"{module} stopped: rank {how}; last line of log: {last or 'none'}; see {log}"
     if code == CONFIGURATION:
         return LaunchError(message)
     return MachineError(message, exit_code=TRY_AGAIN)
@@ -181,7 +187,8 @@ def _running(
     finally:
         timer.cancel()
         _stop(process)
-        _close(process.stdout)
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _die_with(driver: int) -> None:
@@ -197,22 +204,15 @@ def _stop(process: subprocess.Popen[str]) -> None:
     """End a process and all it started, kindly, then not."""
     if process.poll() is not None:
         return
-    family = []
+    family: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process.pid)
-        family = [*parent.children(recursive=True), parent]
+        family = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
-    deadline = time.monotonic() + GRACE
-    while any(member.is_running() for member in family) and time.monotonic() < deadline:
-        if process.poll() is not None and not any(member.is_running() for member in family):
-            break
-        time.sleep(0.05)
-    for member in family:
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(GRACE)
+    _, stubborn = psutil.wait_procs(family, timeout=1.0)
+    for member in stubborn:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
+    process.kill()
     process.wait()
-
-
-def _close(stream: IO[str] | None) -> None:
-    if stream is not None:
-        stream.close()
