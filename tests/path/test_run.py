@@ -1,0 +1,258 @@
+"""One tiny experiment from end to end, again, with other workers, and killed over and over."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+import xarray as xr
+import yaml
+
+from hpc.catalog import open_source, read_catalog
+from workflow.config import EXPERIMENTS
+from workflow.runs import load_run, open_run
+from workflow.stages.plan import plan
+
+TINY = {
+    "name": "tiny",
+    "seed": 3,
+    "system": {"kind": "allen_cahn", "grid": 8},
+    "ensemble": {
+        "members": 8,
+        "group": 4,
+        "spinup": 4.0,
+        "length": 32.0,
+        "save_every": 1.0,
+        "chunk": "8KiB",  # four segments
+    },
+    "score": {
+        "network": {"channels": 8},
+        "train": {"steps": 60, "save_every": 20, "ranks": 2, "global_batch": 16},
+    },
+    "response": {"max_lag": 4.0},
+    "direct": {"pairs": 16},
+}
+STORES = ("ensemble", "perturbed", "scores", "correlations", "response")
+KILLS = 10
+ALONE = "cluster.simulate.workers=1", "cluster.analyse.workers=1"
+PATIENCE = 240
+
+
+def gfdt(*arguments, cwd):
+    command = [sys.executable, "-m", "workflow.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def chunks(folder, *stores):
+    """Bytes of every file but the metadata, which names the experiment's cluster."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for store in stores
+        for path in (folder / f"{store}.zarr").rglob("*")
+        if path.is_file() and path.name != "zarr.json"
+    }
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(TINY))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(work):
+    """The run folder of the experiment, run once by the command."""
+    done = gfdt("run", "tiny.yaml", "--set", ALONE[1], cwd=work)
+    assert done.returncode == 0, done.stderr
+    return work / "runs" / "tiny"
+
+
+def test_a_run_leaves_all_its_products(finished):
+    """They are what the command is for."""
+    names = [f"{store}.zarr/zarr.json" for store in STORES]
+    names += ["experiment.yaml", "provenance.json", "catalog.yaml", "score/whitening.pt"]
+    names += ["score/log.jsonl", "score/step-00000060.pt", "report/index.html"]
+    names += ["report/summary.json"]
+    assert [name for name in names if not (finished / name).is_file()] == []
+
+
+def test_the_stores_open_with_nothing_but_xarray(finished):
+    """A run can be read without this package."""
+    ensemble = xr.open_zarr(finished / "ensemble.zarr")
+    assert ensemble.u.dims == ("member", "time", "y", "x")
+    assert ensemble.u.shape == (8, 32, 8, 8)
+    assert bool(ensemble.u.notnull().all())
+    response = xr.open_zarr(finished / "response.zarr")
+    assert response.response.dims == (
+        "estimator",
+        "perturbation",
+        "observable",
+        "lag",
+        "dy",
+        "dx",
+    )
+    assert list(response.estimator.values) == ["neural", "gaussian", "exact", "direct"]
+    assert list(response.lag.values) == [0, 1, 2, 3, 4]
+    assert bool((response.ci_low <= response.ci_high).all())
+
+
+def test_the_catalog_opens_with_intake_and_without(finished):
+    """The same file serves the community's tool and a bare reader."""
+    path = finished / "catalog.yaml"
+    sources = read_catalog(path)
+    assert sorted(sources) == ["ensemble", "perturbed", "response", "scores"]
+    assert open_source(path, "ensemble").u.shape == (8, 32, 8, 8)
+    intake = pytest.importorskip("intake")
+    assert sorted(intake.open_catalog(str(path))) == sorted(sources)
+
+
+def test_status_of_a_finished_run_has_every_block_done(finished, work):
+    """It is read from the files, not from what the driver remembers."""
+    told = gfdt("status", "tiny", "--json", cwd=work)
+    assert told.returncode == 0, told.stderr
+    found = json.loads(told.stdout)
+    stages = found["stages"]
+    assert sorted(stages) == ["direct", "evaluate", "respond", "simulate", "train"]
+    assert {name for name, one in stages.items() if one["done"] != one["blocks"]} == set()
+    assert found["report"]
+
+
+def test_a_second_run_changes_nothing(finished, work):
+    """Finished blocks are never made again: same bytes, same files, same receipts."""
+    before = chunks(finished, *STORES)
+    stamps = {
+        path: path.stat().st_mtime_ns
+        for kind in ("ledger", *(f"{store}.zarr" for store in STORES))
+        for path in (finished / kind).rglob("*")
+        if path.is_file() and path.name != "zarr.json"
+    }
+    again = gfdt("run", "tiny.yaml", "--set", ALONE[1], "-q", cwd=work)
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert chunks(finished, *STORES) == before
+    assert [path for path, stamp in stamps.items() if path.stat().st_mtime_ns != stamp] == []
+    receipts = [p for p in (finished / "ledger").rglob("*") if p.is_file()]
+    assert [p for p in receipts if p not in stamps] == []
+
+
+def test_no_member_is_both_trained_on_and_held_out(finished):
+    """A score tested on its own data looks better than it is."""
+    run = load_run(finished, Path("."))
+    trained, held = set(range(run.test_members.start)), set(run.test_members)
+    assert trained and held
+    assert trained & held == set()
+    assert trained | held == set(range(8))
+    assert xr.open_zarr(finished / "scores.zarr").attrs["test_members"] == sorted(held)
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXPERIMENTS.glob("*.yaml")))
+def test_a_shipped_experiment_can_be_planned(name, tmp_path):
+    """What is shipped is valid, and planning it writes nothing."""
+    found = json.loads(json.dumps(plan(open_run(name, tmp_path))))
+    assert found["name"] == name
+    assert found["ensemble_bytes"] > 0
+    assert found["simulate_core_hours"] >= 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_is_printed_as_json(work):
+    """Other programs read it."""
+    told = gfdt("plan", "quickstart", "--json", cwd=work)
+    assert told.returncode == 0, told.stderr
+    assert json.loads(told.stdout)["name"] == "quickstart"
+
+
+def test_the_number_of_workers_does_not_change_a_bit(finished, work):
+    """Noise is a function of seed, member and step, so who computes it cannot matter."""
+    workers = 1 if (os.cpu_count() or 1) > 1 else 2
+    setting = f"cluster.simulate.workers={workers}"
+    done = gfdt("simulate", "tiny.yaml", "--runs", "other", "--set", setting, "-q", cwd=work)
+    assert done.returncode == 0, done.stderr
+    stores = ("ensemble", "perturbed")
+    assert chunks(work / "other" / "tiny", *stores) == chunks(finished, *stores)
+
+
+def test_killing_any_process_at_any_time_does_not_change_a_bit(finished, work):
+    """Blocks are absent or complete, and every number is a function of its name."""
+    dice = random.Random(20240201)
+    command = [sys.executable, "-m", "workflow.cli", "run", "tiny.yaml", "--runs", "killed"]
+    command += ["-q", "--set", ALONE[0], "--set", ALONE[1]]
+    kills, starts, victims = 0, 0, set()
+    deadline = time.monotonic() + 4 * PATIENCE
+    code, said = None, ""
+    while code != 0:
+        assert time.monotonic() < deadline, said
+        starts += 1
+        driver = subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True)
+        try:
+            while kills < KILLS and driver.poll() is None:
+                pause = dice.uniform(0.5, 6.0)
+                if _ended(driver, pause):
+                    break
+                kills += 1
+                victims.add(_kill_one(driver.pid, dice))
+            said = driver.communicate(timeout=PATIENCE)[1]
+        finally:
+            driver.kill()
+        code = driver.returncode
+        # Ended by the kill itself, told to try again, or finished.
+        assert code in (0, -9, 75), f"exit code {code}: {said}"
+        assert "Traceback" not in said
+    assert kills == KILLS, f"only {kills} kills in {starts} starts"
+    assert len(victims) > 1
+    killed = work / "killed" / "tiny"
+    assert chunks(killed, *STORES) == chunks(finished, *STORES)
+    last = "score/step-00000060.pt"
+    _assert_same(torch.load(killed / last), torch.load(finished / last))
+    assert _leftovers(killed) == []
+
+
+def _ended(driver, seconds):
+    try:
+        driver.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _kill_one(pid, dice):
+    """Kill the driver, or a worker, rank or launcher of it; tells which kind it was."""
+    try:
+        driver = psutil.Process(pid)
+        family = sorted(driver.children(recursive=True), key=lambda p: p.pid)
+        victim = dice.choice([driver, *family])
+        words = " ".join(victim.cmdline())
+        victim.kill()
+    except psutil.NoSuchProcess:
+        return "gone"
+    if victim.pid == pid:
+        return "driver"
+    return next((k for k in ("train_rank", "resource_tracker", "spawn") if k in words), "other")
+
+
+def _leftovers(folder):
+    return [str(path) for path in folder.rglob("*.partial")]
+
+
+def _assert_same(one, other, where="checkpoint"):
+    assert type(one) is type(other), where
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            _assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other), where
+        for index, (a, b) in enumerate(zip(one, other, strict=True)):
+            _assert_same(a, b, f"{where}.{index}")
+    else:
+        assert one == other, where
