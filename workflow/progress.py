@@ -45,7 +45,8 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bars.stop()
+        if self._bars.live.is_started:  # else it prints an empty line
+            self._bars.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """Show that `done` of `total` blocks of a stage are finished."""

@@ -1,0 +1,223 @@
+"""What users and machines get wrong: one line, one exit code, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from hpc.launch import find_mpiexec
+from hpc.lock import run_lock
+from workflow.interfaces import UserError
+from workflow.runs import lay_down, load_run, open_run
+
+TRY_AGAIN, CONFIGURATION = 75, 78
+PATIENCE = 240
+
+SMALL = {
+    "name": "small",
+    "system": {"kind": "allen_cahn", "grid": 8},
+    "ensemble": {"members": 4, "group": 4, "spinup": 0.5, "length": 8.0, "save_every": 0.5},
+    "score": {"estimator": "gaussian"},
+    "response": {"estimators": ["gaussian"], "max_lag": 2.0},
+}
+
+MISTAKES = {
+    "unknown key": (["ensemble.memmbers=4"], "ensemble.memmbers.*did you mean 'members'"),
+    "unknown key of the system": (["system.gird=8"], "system.gird.*did you mean 'grid'"),
+    "wrong type": (["ensemble.members=many"], "ensemble.members=many: must be a valid integer"),
+    "list for a number": (["ensemble.members=[4, 5]"], "ensemble.members: must be a valid integer"),
+    "no size": (["ensemble.chunk=big"], "'big' is not a size; write it like 16MiB"),
+    "odd grid": (["system.grid=7"], "system.grid=7: must be a multiple of 2"),
+    "unknown system": (["system.kind=alen_cahn"], "alen_cahn.*did you mean 'allen_cahn'"),
+    "absent module": (["system.kind=no_such:Thing"], "no_such.*PYTHONPATH"),
+    "one member": (["ensemble.members=1"], "ensemble.members=1: an error bar needs at least 2"),
+    "lag beyond the data": (["response.max_lag=8.0"], "max_lag=8 needs more than the 16 saved"),
+    "spin-up between steps": (
+        ["ensemble.spinup=0.501"],
+        "spinup=0.501.*system.dt.*use 0.5",
+    ),
+    "saved between steps": (["ensemble.save_every=0.501"], "save_every=0.501.*use 0.5"),
+    "batch not over ranks": (
+        ["score.train.global_batch=18", "score.train.ranks=2"],
+        "global_batch=18.*ranks=2; use a multiple of 4",
+    ),
+    "no exact score": (
+        ["system={kind: navier_stokes, grid: 16}", "response.estimators=[exact]"],
+        "navier_stokes has no exact score; remove 'exact'",
+    ),
+    "neural without training": (["response.estimators=[neural]"], "score.estimator=gaussian"),
+    "no value": (["ensemble.members"], "needed KEY=VALUE"),
+    "key of a value": (["seed.a=1"], "'seed' is a value"),
+    "name with a slash": (["name=a/b"], "name=a/b"),
+}
+
+
+def gfdt(*arguments, cwd):
+    command = [sys.executable, "-m", "workflow.cli", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=PATIENCE)
+
+
+def assert_one_line(done, code, *words):
+    """The exit code, and one line that says what is needed."""
+    lines = done.stderr.splitlines()
+    assert done.returncode == code, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("gfdt: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A finished run, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("small")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    settings = ["--set", "cluster.simulate.workers=1", "--set", "cluster.analyse.workers=1"]
+    done = gfdt("run", "small.yaml", "-q", *settings, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_told_in_one_line_before_work_starts(mistake, folder):
+    """A user reads what to change, and no run folder is left behind."""
+    settings, words = MISTAKES[mistake]
+    with pytest.raises(UserError, match=words) as told:
+        open_run(str(folder / "small.yaml"), folder / "runs", settings)
+    assert told.value.exit_code == CONFIGURATION
+    assert len(str(told.value).splitlines()) == 1
+    assert not (folder / "runs").exists()
+
+
+def test_the_command_tells_a_mistake_in_one_line(folder):
+    """The entry point turns the error into a line and a code."""
+    done = gfdt("run", "small.yaml", "--set", "ensemble.memmbers=4", cwd=folder)
+    assert_one_line(done, CONFIGURATION, "unknown key 'ensemble.memmbers'", "'members'")
+
+
+def test_an_unknown_experiment_names_the_nearest(tmp_path):
+    """Names are mistyped more often than forgotten."""
+    with pytest.raises(UserError, match="did you mean 'quickstart'") as told:
+        open_run("quikstart", tmp_path)
+    assert told.value.exit_code == CONFIGURATION
+
+
+@pytest.mark.parametrize("content", ["a: [", "just words", ""])
+def test_a_file_that_is_no_experiment_is_refused_in_one_line(content, tmp_path):
+    """YAML errors span lines of their own."""
+    path = tmp_path / "broken.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match="broken.yaml") as told:
+        open_run(str(path), tmp_path)
+    assert len(str(told.value).splitlines()) == 1
+
+
+def test_a_missing_run_is_refused_by_status_verify_and_repair(tmp_path):
+    """All of them find runs in the same way."""
+    done = gfdt("status", "nowhere", cwd=tmp_path)
+    assert_one_line(done, CONFIGURATION, "no run 'nowhere' in runs", "gfdt run nowhere")
+    with pytest.raises(UserError, match="no run 'nowhere'"):
+        load_run("nowhere", tmp_path)
+
+
+def test_an_unknown_option_is_a_usage_error(tmp_path):
+    """Shells and schedulers know code 2."""
+    done = gfdt("run", "quickstart", "--frobnicate", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_changed_science_of_an_existing_run_lists_the_field(folder):
+    """Old and new blocks of different experiments must not mix."""
+    source, runs = str(folder / "small.yaml"), folder / "runs"
+    lay_down(open_run(source, runs), command="test")
+    with pytest.raises(UserError, match=r"system.alpha: 16.0 -> 8.0.*another name") as told:
+        open_run(source, runs, ["system.alpha=8.0"])
+    assert told.value.exit_code == CONFIGURATION
+    open_run(source, runs, ["ensemble.length=16.0", "cluster.simulate.workers=1"])
+
+
+def test_two_drivers_on_one_run_are_refused(folder):
+    """They would write the same blocks; the message names the holder."""
+    lay_down(open_run(str(folder / "small.yaml"), folder / "runs"), command="test")
+    with run_lock(folder / "runs" / "small"):
+        done = gfdt("run", "small.yaml", "-q", cwd=folder)
+    assert_one_line(done, TRY_AGAIN, "in use by pid", str(os.getpid()))
+
+
+def test_a_flipped_bit_is_named_forgotten_and_mended_bit_for_bit(small_run, tmp_path):
+    """Disks decay silently; only the damaged block is made again."""
+    work = tmp_path / "work"
+    shutil.copytree(small_run, work)
+    run = work / "runs" / "small"
+    chunk = next(p for p in sorted((run / "ensemble.zarr" / "u" / "c").rglob("*")) if p.is_file())
+    good = chunk.read_bytes()
+    bad = bytearray(good)
+    bad[len(bad) // 2] ^= 1
+    chunk.write_bytes(bad)
+
+    found = gfdt("verify", "small", cwd=work)
+    assert_one_line(found, TRY_AGAIN, "1 damaged", "gfdt repair small")
+    assert str(chunk.relative_to(run)) in found.stdout
+    assert gfdt("repair", "small", cwd=work).returncode == 0
+    again = gfdt("run", "small.yaml", "-q", cwd=work)
+    assert again.returncode == 0, again.stderr
+    assert chunk.read_bytes() == good
+    assert gfdt("verify", "small", cwd=work).returncode == 0
+
+
+def test_a_wrong_number_of_ranks_is_refused(folder):
+    """Ranks that do not see each other would train apart and say nothing."""
+    run = open_run(str(folder / "small.yaml"), folder / "runs", ["score.train.ranks=2"])
+    lay_down(run, command="test")
+    command = [find_mpiexec(), "-n", "1", sys.executable, "-m", "mpi4py"]
+    command += ["-m", "workflow.stages.train_rank", str(run.folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == CONFIGURATION, done.stdout + done.stderr
+    told = [line for line in done.stdout.splitlines() if line.startswith("gfdt: ")]
+    assert len(told) == 1
+    assert "1 ranks, 2 were asked for" in told[0]
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A file system of 256 KiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(path)]
+    if os.geteuid() or shutil.which("mount") is None:
+        pytest.skip("mounting a small file system needs root")
+    done = subprocess.run(mount, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount a small file system: {done.stderr.strip()}")
+    yield path
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def test_a_full_disk_is_told_in_one_line(folder, full_disk):
+    """Workers meet it first; the command says where, and may be run again."""
+    settings = ["--set", "ensemble.length=256.0", "--set", "ensemble.chunk=64KiB"]
+    settings += ["--set", "cluster.simulate.workers=1"]
+    done = gfdt("run", "small.yaml", "-q", "--runs", full_disk, *settings, cwd=folder)
+    assert_one_line(done, TRY_AGAIN, "run the same command again")
+    assert "no space left" in done.stderr.lower()
+
+
+def test_a_folder_that_cannot_be_made_is_told_in_one_line(folder):
+    """The runs folder is a file."""
+    (folder / "runs").write_text("")
+    done = gfdt("run", "small.yaml", "-q", cwd=folder)
+    assert_one_line(done, TRY_AGAIN, str(Path("runs")))
