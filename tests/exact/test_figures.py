@@ -1,0 +1,258 @@
+"""Every picture is drawn from small data, whatever estimators and dimensions there are."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from workflow.figures import by_shell, ensemble, page, responses, scores
+
+ALL = ("gaussian", "neural", "exact", "direct")
+N = 16
+
+
+def _axes(space):
+    return ("y", "x")[2 - space :]
+
+
+def _field(space, members=5, times=40):
+    """A smooth skewed field that drifts downstream."""
+    draw = np.random.default_rng(1).standard_normal((members, times) + (N,) * space)
+    k = np.meshgrid(*[np.fft.fftfreq(N, 1 / N)] * space, indexing="ij")
+    axes = tuple(range(2, 2 + space))
+    decay = 1 / (1 + sum(w**2 for w in k))
+    noise = np.fft.ifftn(np.fft.fftn(draw, axes=axes) * decay, axes=axes).real
+    for t in range(1, times):
+        noise[:, t] = 0.9 * np.roll(noise[:, t - 1], 1, axis=-1) + 0.4 * noise[:, t]
+    noise /= noise.std()
+    return noise + 0.2 * noise**2
+
+
+def an_ensemble(space=2, members=5):
+    dims = ("member", "time", *_axes(space))
+    attrs = {"long_name": "vorticity", "units": "s-1"}
+    coords = {"member": np.arange(members), "time": 0.5 * np.arange(40)}
+    return xr.Dataset({"u": (dims, _field(space, members), attrs)}, coords=coords).chunk(time=10)
+
+
+def some_scores(space=2, names=("gaussian", "neural", "exact"), test_members=(3, 4)):
+    x = _field(space)
+    noise = np.random.default_rng(2).standard_normal((2, *x.shape))
+    exact = -x - 0.3 * x**3
+    known = {"exact": exact, "neural": exact + 0.1 * noise[0], "gaussian": -2 * x + 0.1 * noise[1]}
+    dims = ("estimator", "member", "time", *_axes(space))
+    return xr.Dataset(
+        {"score_u": (dims, np.stack([known[n] for n in names]))},
+        coords={"estimator": list(names), "member": np.arange(5)},
+        attrs={"test_members": list(test_members)} if test_members else {},
+    ).chunk(time=10)
+
+
+def a_response(space=2, names=ALL, half=False):
+    """A pulse that drifts downstream, widens and decays."""
+    random = np.random.default_rng(3)
+    lag = 0.5 * np.arange(41)
+    step = np.arange(N) - N // 2
+    t = lag.reshape(-1, *(1,) * space)
+    grid = np.meshgrid(*[step] * space, indexing="ij")
+    width = 0.25 + 0.8 * t
+    distance = (grid[-1] - 0.8 * t) ** 2 + sum(g**2 for g in grid[:-1])
+    truth = np.exp(-distance / (2 * width) - 0.05 * t) / (1 + 0.3 * t) ** (space / 2)
+    scale = {"gaussian": 0.7, "neural": 0.97, "exact": 1.0, "direct": 1.0}
+    value = np.stack(
+        [truth * scale[n] + 0.004 * random.standard_normal(truth.shape) for n in names]
+    )
+    value[list(names).index("direct") if "direct" in names else slice(0), lag > 15] = np.nan
+    d, k = [f"d{n}" for n in _axes(space)], [f"k{n}" for n in _axes(space)]
+    dims = ("estimator", "perturbation", "observable", "lag", *d)
+    value = value[:, None, None]
+    error = np.full_like(value, 0.004)
+    waves = [step] * (space - 1) + [np.arange(N // 2 + 1) if half else step]
+    radius = np.sqrt(sum(w**2 for w in np.meshgrid(*waves, indexing="ij")))
+    stein = np.stack([1 - {"gaussian": 0, "neural": 0.02}.get(n, 0.001) * radius for n in names])
+    stein = stein + 0.002 * random.standard_normal(stein.shape)
+    stein[[n == "direct" for n in names]] = np.nan
+    unresolved = np.broadcast_to(radius > 10, stein.shape)
+    dataset = xr.Dataset(
+        {
+            "response": (dims, value),
+            "response_raw": (dims, value),
+            "standard_error": (dims, error),
+            "ci_low": (dims, value - 2 * error),
+            "ci_high": (dims, value + 2 * error),
+            "stein": (("estimator", *k), stein),
+            "unresolved": (("estimator", *k), unresolved),
+        },
+        coords={"estimator": list(names), "perturbation": ["pixel:u"], "observable": ["field:u"]}
+        | {"lag": lag}
+        | {n: step for n in d}
+        | dict(zip(k, waves, strict=True)),
+    )
+    return dataset.assign(_distances(dataset, names, d))
+
+
+def _distances(dataset, names, displacement):
+    one = dataset.response.isel(perturbation=0, observable=0)
+    found = {"l2": [], "linf": []}
+    for name in names:
+        for reference in ("direct", "exact"):
+            known = reference in names and reference != name
+            gap = one.sel(estimator=name) - (one.sel(estimator=reference) if known else np.nan)
+            found["l2"].append(np.sqrt((gap**2).sum(displacement, skipna=False)))
+            found["linf"].append(abs(gap).max(displacement, skipna=False))
+    out = {}
+    for norm, values in found.items():
+        array = np.stack(values).reshape(len(names), 2, -1)
+        out[norm] = (("estimator", "reference", "lag"), array)
+        out[f"{norm}_standard_error"] = (("estimator", "reference", "lag"), 0.05 * array + 0.003)
+    return xr.Dataset(out, coords={"reference": ["direct", "exact"]})
+
+
+def a_log(lines=300):
+    random = np.random.default_rng(4)
+    loss = -1 - 0.3 * (1 - np.exp(-np.arange(lines) / 40)) + 0.05 * random.standard_normal(lines)
+    loss[0] = 40
+    log = [{"step": 10 * i, "loss": float(v)} for i, v in enumerate(loss)]
+    for row in log[::30]:
+        row["test_loss"] = row["loss"] + 0.02 if row["step"] else -1.0
+    return log
+
+
+def read_png(path):
+    """Size and number of different bytes of a PNG; more than a flat image has."""
+    content = path.read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
+    return width, height, len(content)
+
+
+def draw_all(folder, space, names, half=False, members=5):
+    learned = tuple(n for n in names if n != "direct")
+    response = a_response(space, names, half)
+    return [
+        ensemble.snapshots(an_ensemble(space, members), folder),
+        ensemble.density_and_spectrum(an_ensemble(space, members), folder),
+        scores.against_exact(some_scores(space, learned), folder),
+        scores.stein(response, folder),
+        scores.training(a_log(), folder, baseline=-1.0),
+        responses.curves(response, folder),
+        responses.errors(response, folder),
+        responses.maps(response, folder),
+    ]
+
+
+def check(folder, drawn):
+    written = {name for name, _ in drawn}
+    assert written == {p.name for p in folder.glob("*.png")}
+    for name, caption in drawn:
+        width, height, size = read_png(folder / name)
+        assert width > 600 and height > 400 and size > 10_000, name
+        assert caption.endswith(".") and "nan" not in caption, caption
+
+
+@pytest.mark.parametrize("space", [1, 2])
+def test_every_picture_is_drawn_without_warnings(tmp_path, space, recwarn):
+    drawn = draw_all(tmp_path, space, ALL)
+    assert None not in drawn and len({name for name, _ in drawn}) == 8
+    check(tmp_path, drawn)
+    assert not [str(w.message) for w in recwarn]
+
+
+def test_without_references_what_needs_one_is_left_out(tmp_path):
+    """A user's own data has neither an exact score nor paired runs."""
+    drawn = draw_all(tmp_path, 2, ("gaussian", "neural"), half=True, members=2)
+    assert drawn[6] is None
+    assert "No exact score is known" in drawn[2][1]
+    check(tmp_path, [one for one in drawn if one])
+
+
+def test_direct_alone_has_curves_and_maps_only(tmp_path):
+    response = a_response(1, ("direct",))
+    assert scores.stein(response, tmp_path) is None
+    assert responses.errors(response, tmp_path) is None
+    check(tmp_path, [responses.curves(response, tmp_path), responses.maps(response, tmp_path)])
+
+
+def test_a_single_score_or_an_empty_log_is_no_picture(tmp_path):
+    assert scores.against_exact(some_scores(names=("neural",)), tmp_path) is None
+    assert scores.training([], tmp_path) is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_caption_holds_the_error_of_the_held_out_members(tmp_path):
+    data = some_scores()
+    _, caption = scores.against_exact(data, tmp_path)
+    held = data.score_u.sel(member=[3, 4]).values
+    neural, exact = held[1], held[2]
+    r2 = 1 - np.sum((neural - exact) ** 2) / np.sum((exact - exact.mean()) ** 2)
+    relative = np.sqrt(np.sum((neural - exact) ** 2) / np.sum(exact**2))
+    assert f"neural: R² = {r2:.4f}, relative error {relative:.3f}." in caption
+    assert "2 held-out members" in caption
+
+
+@pytest.mark.parametrize("space", [1, 2])
+def test_shells_hold_all_of_the_variance(space):
+    """Parseval: the spectrum sums to the variance, whatever the shells."""
+    x = np.random.default_rng(5).standard_normal((N,) * space)
+    power = np.abs(np.fft.fftn(x - x.mean())) ** 2 / x.size**2
+    waves = np.meshgrid(*[np.fft.fftfreq(N, 1 / N)] * space, indexing="ij")
+    radius = np.sqrt(sum(w**2 for w in waves)).ravel()
+    _, total, count = by_shell(power.ravel(), radius, np.ones(x.size))
+    assert np.isclose(total.sum(), x.var(), rtol=1e-12)
+    assert count.sum() == x.size
+
+
+SUMMARY = {
+    "system": {"kind": "allen_cahn"},
+    "members": 128,
+    "length": 2000.0,
+    "pairs": 12800,
+    "estimators": {
+        "gaussian": {
+            "against": {"direct": {"summed_l2": 1.25, "summed_l2_standard_error": 0.04}},
+            "stein_error_raw": 1e-7,
+            "stein_error_recalibrated": float("nan"),
+        },
+        "<b>own</b>": {"against": {}},
+        "direct": {},
+    },
+    "wall_seconds": {"simulate": 12.3456},
+    "versions": {"numpy": "2.3.0 & more"},
+    "sizes": {"ensemble.zarr": "1.2 GiB"},
+}
+
+
+class _Tags(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.open, self.seen = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in ("img", "meta"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_escaped_and_alone(tmp_path):
+    figures = [("a.png", 'a "caption" with <script>')]
+    text = page.write_page(tmp_path, "A & B", SUMMARY, figures).read_text("utf-8")
+    tags = _Tags()
+    tags.feed(text)
+    assert not tags.open
+    assert ("script", {}) not in tags.seen and ("b", {}) not in tags.seen
+    assert not re.search(r"https?://|@import|url\(", text)
+    images = [attrs["src"] for tag, attrs in tags.seen if tag == "img"]
+    assert images == ["a.png"]
+    for needed in ("1.25 ± 0.04", "1e-07", "A &amp; B", "12.35", "2.3.0 &amp; more", "1.2 GiB"):
+        assert needed in text
+
+
+def test_a_page_of_an_empty_summary_is_a_page(tmp_path):
+    assert "<h1>empty</h1>" in page.write_page(tmp_path, "empty", {}, []).read_text("utf-8")

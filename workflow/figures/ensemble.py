@@ -1,0 +1,203 @@
+"""Pictures of the unperturbed data: what it looks like, its density, its spectrum."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+
+from workflow.figures import COLOURS, by_shell, edges, label, picture, place, spread
+
+SAMPLE = 4_000_000
+"""Most values that a density or a spectrum is made from."""
+
+SHOWN_TIMES = 300
+"""Most saved times in a diagram of time against x."""
+
+
+def snapshots(
+    ensemble: xr.Dataset, folder: Path, *, variable: str | None = None, members: int = 4
+) -> tuple[str, str]:
+    """Last snapshot of a few members, and time against x of the first member.
+
+    Args:
+        ensemble: holds the field, dims (member, time, [y,] x); lazy is fine.
+        folder: where the picture goes.
+        variable: name of the field; default the first one.
+        members: most snapshots.
+
+    Returns:
+        File name and caption.
+    """
+    field = _field(ensemble, variable)
+    shown = min(members, field.sizes["member"])
+    last = field.isel(member=slice(shown), time=-1).compute()
+    history = field.isel(member=0, time=slice(-SHOWN_TIMES, None))
+    row = history.sizes.get("y", 0) // 2
+    history = (history.isel(y=row) if "y" in history.dims else history).compute()
+    limit = _limit(last, history)
+    with picture(folder / "snapshots.png", 13, 6.4) as figure:
+        left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+        if "y" in field.dims:
+            _maps(left, last, limit)
+        else:
+            _profiles(left, last, limit)
+        panel = right.subplots()
+        mesh = _time_against_x(panel, history, limit)
+        where = f" at y = {place(field, 'y')[0][row]:g}" if "y" in field.dims else ""
+        panel.set_title(
+            f"member {field.member.values[0] if 'member' in field.coords else 0}{where}"
+        )
+        right.colorbar(mesh, ax=panel, label=label(field))
+    caption = (
+        f"{label(field)}: last snapshot of {shown} member{'s' if shown > 1 else ''}, and the last "
+        f"{history.sizes['time']} saved times of one of them along x{where}; one colour scale."
+    )
+    return "snapshots.png", caption
+
+
+def density_and_spectrum(
+    ensemble: xr.Dataset, folder: Path, *, variable: str | None = None
+) -> tuple[str, str]:
+    """Density of a pixel against the Gaussian of equal variance, and the isotropic spectrum.
+
+        S(k) = sum of E|u_hat|^2 over the modes with |k| rounded to k;   sum_k S(k) = variance
+
+    Args:
+        ensemble: holds the field, dims (member, time, [y,] x); lazy is fine.
+        folder: where the picture goes.
+        variable: name of the field; default the first one.
+
+    Returns:
+        File name and caption, which names skewness and excess kurtosis.
+    """
+    field = _field(ensemble, variable)
+    sample = spread(field, SAMPLE, dims=("time", "member"))
+    space = [d for d in ("y", "x") if d in sample.dims]
+    sample = sample.transpose("member", "time", *space)
+    values = sample.values.astype(np.float64)
+    centred = values - values.mean()
+    deviation = centred.std()
+    skewness, kurtosis = (np.mean(centred**n) / deviation**n for n in (3, 4))
+    with picture(folder / "density_spectrum.png", 12, 4.8) as figure:
+        left, right = figure.subplots(1, 2)
+        _density(left, values.ravel(), label(field))
+        _spectrum(right, centred, len(space))
+    caption = (
+        f"Left: density of {label(field)} at a pixel (standard deviation {deviation:.3g}, skewness "
+        f"{skewness:.2f}, excess kurtosis {kurtosis - 3:.2f}) and the Gaussian of the same "
+        f"variance. Right: variance by wavenumber, summed over directions. From "
+        f"{sample.sizes['member']} members at {sample.sizes['time']} times."
+    )
+    return "density_spectrum.png", caption
+
+
+def _field(ensemble: xr.Dataset, variable: str | None) -> xr.DataArray:
+    return ensemble[variable or str(next(iter(ensemble.data_vars)))]
+
+
+def _limit(*fields: xr.DataArray) -> float:
+    """Symmetric colour limit that a few extreme pixels do not stretch."""
+    largest = max(float(np.nanquantile(abs(f.values), 0.998)) for f in fields)
+    return largest or 1.0
+
+
+def _maps(figure: Any, last: xr.DataArray, limit: float) -> None:
+    """Snapshots as square maps, two to a row."""
+    count = last.sizes["member"]
+    columns = 1 if count == 1 else 2
+    rows = -(-count // columns)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    (x, x_label), (y, y_label) = place(last, "x"), place(last, "y")
+    for index, panel in enumerate(panels.flat):
+        if index >= count:
+            panel.set_axis_off()
+            continue
+        values = last.isel(member=index).transpose("y", "x").values
+        panel.pcolormesh(
+            edges(x), edges(y), values, cmap="RdBu_r", vmin=-limit, vmax=limit, rasterized=True
+        )
+        panel.set_title(_member(last, index))
+        panel.set_aspect("equal")
+        if index % columns == 0:
+            panel.set_ylabel(y_label)
+        if index + columns >= count:
+            panel.set_xlabel(x_label)
+            panel.tick_params(labelbottom=True)
+
+
+def _profiles(figure: Any, last: xr.DataArray, limit: float) -> None:
+    """Snapshots of a one-dimensional field as curves, one panel each."""
+    count = last.sizes["member"]
+    panels = np.atleast_1d(figure.subplots(count, 1, sharex=True, sharey=True))
+    x, x_label = place(last, "x")
+    for index, panel in enumerate(panels):
+        panel.plot(x, last.isel(member=index).values, color=COLOURS["direct"], lw=1.6)
+        panel.axhline(0, color="grey", lw=0.6)
+        panel.set_title(_member(last, index), loc="left", fontsize=12)
+    panels[0].set_ylim(-1.15 * limit, 1.15 * limit)
+    panels[-1].set_xlabel(x_label)
+    figure.supylabel(label(last), fontsize=13)
+
+
+def _member(last: xr.DataArray, index: int) -> str:
+    number = last.member.values[index] if "member" in last.coords else index
+    time = f", time {float(last.time):g}" if "time" in last.coords else ""
+    return f"member {number}{time}"
+
+
+def _time_against_x(panel: Axes, history: xr.DataArray, limit: float) -> Any:
+    x, x_label = place(history, "x")
+    times = history.time.values if "time" in history.coords else np.arange(history.sizes["time"])
+    mesh = panel.pcolormesh(
+        edges(x),
+        edges(np.asarray(times, dtype=float)),
+        history.transpose("time", "x").values,
+        cmap="RdBu_r",
+        vmin=-limit,
+        vmax=limit,
+        rasterized=True,
+    )
+    panel.set(xlabel=x_label, ylabel="time [model units]")
+    return mesh
+
+
+def _density(panel: Axes, values: np.ndarray, name: str) -> None:
+    density, bounds = np.histogram(values, bins=91, density=True)
+    centres = 0.5 * (bounds[1:] + bounds[:-1])
+    deviation = values.std()
+    grid = np.linspace(bounds[0], bounds[-1], 400)
+    gaussian = np.exp(-0.5 * ((grid - values.mean()) / deviation) ** 2)
+    gaussian /= deviation * np.sqrt(2 * np.pi)
+    seen = density > 0
+    panel.semilogy(centres[seen], density[seen], color=COLOURS["direct"], lw=2.2, label="data")
+    panel.semilogy(
+        grid, gaussian, "--", color=COLOURS["gaussian"], lw=2, label="Gaussian, same variance"
+    )
+    top = max(density.max(), gaussian.max())
+    # Below one count in the histogram there is nothing to compare.
+    panel.set_ylim(0.5 * density[seen].min(), 6 * top)
+    panel.set(xlabel=name, ylabel="probability density", title="Density of a pixel")
+    panel.legend(loc="upper center", ncols=2, fontsize=12)
+
+
+def _spectrum(panel: Axes, centred: np.ndarray, space: int) -> None:
+    shape = centred.shape[-space:]
+    axes = tuple(range(1, space + 1))
+    # Member by member: the transform of all at once would double the memory of the sample.
+    total_power = sum((np.abs(np.fft.fftn(one, axes=axes)) ** 2).mean(0) for one in centred)
+    power = np.asarray(total_power) / (len(centred) * float(np.prod(shape)) ** 2)
+    waves = np.meshgrid(*[np.fft.fftfreq(n, 1 / n) for n in shape], indexing="ij")
+    radius = np.sqrt(sum(w**2 for w in waves)).ravel()
+    shell, total, _ = by_shell(power.ravel(), radius, np.ones(power.size))
+    # Shells beyond the shortest half side are cut by the corners of the square.
+    kept = slice(1, min(shape) // 2 + 1)
+    panel.loglog(shell[kept], total[kept], "o-", color=COLOURS["direct"], ms=4, lw=1.8)
+    panel.set(
+        xlabel="wavenumber |k| [waves per side]",
+        ylabel="variance per unit wavenumber",
+        title="Isotropic spectrum",
+    )

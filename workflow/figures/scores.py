@@ -1,0 +1,247 @@
+"""Pictures of the scores: against the exact one, against the Stein identity, while training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+from workflow.figures import (
+    COLOURS,
+    by_shell,
+    colour,
+    edges,
+    in_order,
+    line,
+    picture,
+    share_legend,
+    spread,
+)
+
+SAMPLE = 2_000_000
+"""Most pixels of one estimator in a scatter."""
+
+STEIN_FLOOR = 1e-3
+"""Smallest |M - 1| with a colour of its own."""
+
+
+def against_exact(
+    scores: xr.Dataset, folder: Path, *, variable: str | None = None
+) -> tuple[str, str] | None:
+    """Each score against the exact one, pixel by pixel, as a density.
+
+        R^2 = 1 - sum (s - s_exact)^2 / sum (s_exact - mean)^2
+
+    Members in `attrs["test_members"]` are used where that is given. Without an exact score the
+    Gaussian one is the abscissa, and the caption says that it is not the truth.
+
+    Args:
+        scores: holds `score_<field>`, dims (estimator, member, time, [y,] x); lazy is fine.
+        folder: where the picture goes.
+        variable: name of the variable; default the first one.
+
+    Returns:
+        File name and caption; None when there is nothing to compare with.
+    """
+    score = scores[variable or str(next(iter(scores.data_vars)))]
+    names = in_order(n for n in score.estimator.values if str(n) != "direct")
+    reference = next((n for n in ("exact", "gaussian") if n in names), None)
+    names = [name for name in names if name != reference]
+    if reference is None or not names:
+        return None
+    held = scores.attrs.get("test_members", score.attrs.get("test_members"))
+    if held is not None:
+        score = score.sel(member=[int(m) for m in np.atleast_1d(held)])
+    score = spread(score, SAMPLE * score.sizes["estimator"], dims=("time", "member"))
+    x = score.sel(estimator=reference).values.ravel().astype(np.float64)
+    found = []
+    with picture(folder / "scores.png", 5.4 * len(names) + 0.4, 5.2) as figure:
+        panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
+        for panel, name in zip(panels, names, strict=True):
+            y = score.sel(estimator=name).values.ravel().astype(np.float64)
+            known = np.isfinite(x) & np.isfinite(y)
+            found.append(_scatter(panel, x[known], y[known], name, reference))
+        panels[0].set_ylabel("score at a pixel [1 / units of the field]")
+    which = "held-out members" if held is not None else "members"
+    truth = "" if reference == "exact" else " No exact score is known: the Gaussian is no truth."
+    caption = (
+        f"Scores against the {reference} score at the same pixels of {score.sizes['member']} "
+        f"{which}; colour counts pixels on a log scale. {' '.join(found)}{truth}"
+    )
+    return "scores.png", caption
+
+
+def stein(response: xr.Dataset, folder: Path) -> tuple[str, str] | None:
+    """Error of the raw Stein identity by wavenumber, and the ratio against |k|.
+
+        M_k = -E[s_k conj(x_k)],   1 at every k for the score of the data
+
+    Args:
+        response: holds `stein` and `unresolved`, dims (estimator, [ky,] kx), any order of k.
+        folder: where the picture goes.
+
+    Returns:
+        File name and caption; None when no estimator has the ratio.
+    """
+    waves = [d for d in ("ky", "kx") if d in response.stein.dims]
+    data = response[["stein", "unresolved"]].sortby(waves).compute()
+    data = data.transpose("estimator", *waves)
+    names = [
+        n for n in in_order(data.estimator.values) if data.stein.sel(estimator=n).notnull().any()
+    ]
+    if not names:
+        return None
+    maps = names if len(waves) == 2 else []
+    with picture(folder / "stein.png", 3.9 * len(maps) + 5.8, 5.0) as figure:
+        panels = np.atleast_1d(
+            figure.subplots(1, len(maps) + 1, width_ratios=[1.0] * len(maps) + [1.5])
+        )
+        error = abs(data.stein.where(data.unresolved == 0) - 1)
+        top = max(10 * STEIN_FLOOR, float(error.max())) if error.notnull().any() else 1.0
+        norm = LogNorm(STEIN_FLOOR, top, clip=True)
+        mesh = None
+        for panel, name in zip(panels[:-1], maps, strict=True):
+            mesh = _stein_map(panel, error.sel(estimator=name), norm)
+            panel.set_title(name, color=colour(name))
+        if mesh is not None:
+            figure.colorbar(mesh, ax=list(panels[:-1]), label="$|M_k - 1|$", location="bottom")
+        for name in names:
+            _stein_curve(panels[-1], data.sel(estimator=name), waves, name)
+        _finish_stein(panels[-1])
+        share_legend(figure, panels[-1:])
+    worst = ", ".join(f"{n} {float(error.sel(estimator=n).max()):.2g}" for n in names)
+    caption = (
+        "Stein identity before recalibration: M must be 1 at every wavenumber. Lines are means "
+        "over directions, bands their range; grey modes are unresolved and left out. "
+        f"Largest |M - 1|: {worst}."
+    )
+    return "stein.png", caption
+
+
+def training(
+    log: Sequence[Mapping[str, Any]],
+    folder: Path,
+    *,
+    baseline: float | None = None,
+    baseline_name: str = "Gaussian score",
+) -> tuple[str, str] | None:
+    """Loss of the batches and of the held-out members against the step.
+
+    Args:
+        log: lines with `step`, `loss` and, on some, `test_loss`.
+        folder: where the picture goes.
+        baseline: loss of a known score, drawn as a line.
+        baseline_name: what that score is.
+
+    Returns:
+        File name and caption; None for an empty log.
+    """
+    batch = _curve(log, "loss")
+    if not len(batch):
+        return None
+    held = _curve(log, "test_loss")
+    with picture(folder / "training.png", 9, 4.8) as figure:
+        panel = figure.subplots()
+        panel.plot(*batch.T, color="#b5b5b5", lw=1, label="batch")
+        if len(batch) >= 40:
+            width = max(5, len(batch) // 40)
+            smooth = np.convolve(batch[:, 1], np.ones(width) / width, "valid")
+            steps = batch[width // 2 : width // 2 + len(smooth), 0]
+            panel.plot(steps, smooth, color="#555555", lw=2, label=f"mean of {width} lines")
+        if len(held):
+            panel.plot(*held.T, "o-", color=COLOURS["neural"], ms=4, lw=2, label="held-out members")
+        if baseline is not None:
+            panel.axhline(baseline, color=COLOURS["gaussian"], ls="--", lw=1.8, label=baseline_name)
+        _frame_losses(panel, batch, held, baseline)
+        panel.set(xlabel="training step", ylabel="score-matching loss [per pixel]")
+        panel.legend(loc="upper right", ncols=2)
+    caption = f"Training loss to step {batch[-1, 0]:g}; last batch {batch[-1, 1]:.4g}"
+    if len(held):
+        caption += f", held-out members {held[-1, 1]:.4g} (lowest {held[:, 1].min():.4g})"
+    return "training.png", f"{caption}."
+
+
+def _scatter(panel: Axes, x: np.ndarray, y: np.ndarray, name: str, reference: str) -> str:
+    """Draw one density; return R^2 and relative error in words."""
+    limit = float(np.quantile(abs(np.concatenate([x, y])), 0.9995)) or 1.0
+    bounds = np.linspace(-limit, limit, 121)
+    counts = np.histogram2d(y, x, bins=(bounds, bounds))[0]
+    shades = LinearSegmentedColormap.from_list(name, ["#ececec", colour(name)])
+    panel.pcolormesh(
+        bounds,
+        bounds,
+        np.where(counts > 0, counts, np.nan),
+        cmap=shades,
+        norm=LogNorm(1, max(2, counts.max())),
+        rasterized=True,
+    )
+    panel.plot([-limit, limit], [-limit, limit], color="black", lw=1.2)
+    miss = float(np.sum((y - x) ** 2))
+    r2 = 1 - miss / float(np.sum((x - x.mean()) ** 2))
+    relative = np.sqrt(miss / float(np.sum(x**2)))
+    panel.set_title(f"{name}: $R^2$ = {r2:.4f}", color=colour(name))
+    panel.set_xlabel(f"{reference} score at a pixel")
+    panel.set_aspect("equal")
+    return f"{name}: R² = {r2:.4f}, relative error {relative:.3f}."
+
+
+def _stein_map(panel: Axes, error: xr.DataArray, norm: LogNorm) -> Any:
+    panel.set_facecolor("#b0b0b0")
+    mesh = panel.pcolormesh(
+        edges(error.kx.values.astype(float)),
+        edges(error.ky.values.astype(float)),
+        np.maximum(error.values, STEIN_FLOOR),
+        norm=norm,
+        cmap="viridis",
+        rasterized=True,
+    )
+    panel.set(xlabel="$k_x$", ylabel="$k_y$")
+    panel.set_aspect("equal")
+    return mesh
+
+
+def _stein_curve(panel: Axes, one: xr.Dataset, waves: list[str], name: str) -> None:
+    """M against |k|: mean over the modes of a shell, and their range."""
+    grid = xr.broadcast(*[one[w] for w in waves])
+    k = [g.transpose(*waves).values.astype(float).ravel() for g in grid]
+    radius = np.sqrt(np.sum(np.square(k), axis=0))
+    values = one.stein.where(one.unresolved == 0).values.ravel()
+    # Half a spectrum holds the modes kx > 0 for their conjugates too.
+    half = k[-1].min() >= 0
+    weights = np.where(half & (k[-1] > 0), 2.0, 1.0)
+    shell, total, count = by_shell(values, radius, weights)
+    seen = count > 0
+    rounded = np.rint(radius).astype(int)
+    inside = [values[(rounded == s) & np.isfinite(values)] for s in shell[seen]]
+    low, high = [v.min() for v in inside], [v.max() for v in inside]
+    panel.fill_between(shell[seen], low, high, color=colour(name), alpha=0.18, lw=0)
+    panel.plot(shell[seen], total[seen] / count[seen], marker="o", ms=4, label=name, **line(name))
+
+
+def _finish_stein(panel: Axes) -> None:
+    panel.axhline(1, color="black", lw=1)
+    low, high = panel.get_ylim()
+    panel.set_ylim(min(low, 0.95), max(high, 1.05))
+    panel.set(xlabel="wavenumber |k| [waves per side]", ylabel="$M_k$, raw")
+
+
+def _curve(log: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
+    """Steps and finite values of one column of the log, `(line, 2)`."""
+    found = [(float(row["step"]), float(row[key])) for row in log if row.get(key) is not None]
+    return np.array([pair for pair in found if np.isfinite(pair[1])]).reshape(-1, 2)
+
+
+def _frame_losses(panel: Axes, batch: np.ndarray, held: np.ndarray, baseline: float | None) -> None:
+    """Limits that the first, wild steps do not stretch."""
+    settled = batch[len(batch) // 20 :, 1]
+    values = [*np.quantile(settled, (0.002, 0.998)), *held[len(held) // 20 :, 1]]
+    values += [] if baseline is None else [baseline]
+    low, high = min(values), max(values)
+    room = (high - low) or abs(high) or 1.0
+    # The legend needs a free strip at the top.
+    panel.set_ylim(low - 0.05 * room, high + 0.3 * room)
