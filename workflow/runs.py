@@ -186,6 +186,10 @@ class Run:
                 path.unlink(missing_ok=True)
         atomic_write_bytes(mark, key.encode())
 
+    def _science(self) -> dict[str, Any]:
+        """The experiment without the keys that cannot change a number."""
+        return self.experiment.model_dump(mode="json", exclude={"cluster", "report"})
+
     def attributes(self, title: str) -> dict[str, Any]:
         """CF attributes of a store; no times of day, so that equal runs have equal bytes."""
         return {
@@ -194,7 +198,7 @@ class Run:
             "source": f"gfdt-workflow {__version__}",
             "history": f"gfdt-workflow {__version__}: run {self.experiment.name}",
             "references": "arXiv:2402.01029",
-            "experiment": json.dumps(self.experiment.model_dump(mode="json"), sort_keys=True),
+            "experiment": json.dumps(self._science(), sort_keys=True),
             "seed_scheme": "Philox key=(seed, member), counter=(0, 0, stream, step // 32)",
         }
 
