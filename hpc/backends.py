@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,9 @@ def quiet_dask(log_dir: Path | None, *, environment: Mapping[str, str]) -> Itera
         # Read by every worker process as it starts.
         "distributed.logging": _logging(handler),
     }
-    with dask.config.set(settings), _loggers(handler):
+    with dask.config.set(settings), _loggers(handler), warnings.catch_warnings():
+        # Two runs on one machine are no mistake; Dask takes another port by itself.
+        warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)
         yield
 
 
