@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import xarray as xr
+from matplotlib.image import imread
 
-from workflow.figures import by_shell, ensemble, page, responses, scores
+from workflow.figures import MANNER, by_shell, ensemble, page, responses, scores
 
 ALL = ("gaussian", "neural", "exact", "direct")
 N = 16
@@ -122,52 +123,58 @@ def a_log(lines=300):
     return log
 
 
-def read_png(path):
-    """Size and number of different bytes of a PNG; more than a flat image has."""
-    content = path.read_bytes()
-    assert content[:8] == b"\x89PNG\r\n\x1a\n"
-    width, height = (int.from_bytes(content[i : i + 4], "big") for i in (16, 20))
-    return width, height, len(content)
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Few pixels: the suite needs to know that there is a picture, not to show it."""
+    monkeypatch.setitem(MANNER, "savefig.dpi", 40)
 
 
-def draw_all(folder, space, names, half=False, members=5):
+def draw_all(folder, space, names):
     learned = tuple(n for n in names if n != "direct")
-    response = a_response(space, names, half)
-    return [
-        ensemble.snapshots(an_ensemble(space, members), folder),
-        ensemble.density_and_spectrum(an_ensemble(space, members), folder),
+    response = a_response(space, names)
+    data = an_ensemble(space)
+    drawn = [
+        ensemble.snapshots(data, folder),
+        ensemble.density_and_spectrum(data, folder),
         scores.against_exact(some_scores(space, learned), folder),
         scores.stein(response, folder),
-        scores.training(a_log(), folder, baseline=-1.0),
         responses.curves(response, folder),
-        responses.errors(response, folder),
         responses.maps(response, folder),
     ]
+    if space == 2:  # these two do not know about space
+        drawn.append(responses.errors(response, folder))
+        drawn.append(scores.training(a_log(), folder, baseline=-1.0))
+    return drawn
 
 
 def check(folder, drawn):
     written = {name for name, _ in drawn}
     assert written == {p.name for p in folder.glob("*.png")}
     for name, caption in drawn:
-        width, height, size = read_png(folder / name)
-        assert width > 600 and height > 400 and size > 10_000, name
+        pixels = imread(folder / name)
+        assert pixels.shape[0] > 120 and pixels.shape[1] > 200, name
+        assert len(np.unique(pixels.reshape(-1, pixels.shape[-1]), axis=0)) > 20, name
         assert caption.endswith(".") and "nan" not in caption, caption
 
 
 @pytest.mark.parametrize("space", [1, 2])
 def test_every_picture_is_drawn_without_warnings(tmp_path, space, recwarn):
     drawn = draw_all(tmp_path, space, ALL)
-    assert None not in drawn and len({name for name, _ in drawn}) == 8
+    assert len({name for name, _ in drawn}) == (6, 8)[space - 1]
     check(tmp_path, drawn)
     assert not [str(w.message) for w in recwarn]
 
 
 def test_without_references_what_needs_one_is_left_out(tmp_path):
     """A user's own data has neither an exact score nor paired runs."""
-    drawn = draw_all(tmp_path, 2, ("gaussian", "neural"), half=True, members=2)
-    assert drawn[6] is None
-    assert "No exact score is known" in drawn[2][1]
-    check(tmp_path, [one for one in drawn if one])
+    learned = ("gaussian", "neural")
+    response = a_response(2, learned, half=True)
+    assert responses.errors(response, tmp_path) is None
+    scatter = scores.against_exact(some_scores(names=learned), tmp_path)
+    assert "No exact score is known" in scatter[1]
+    drawn = [scatter, scores.stein(response, tmp_path), responses.curves(response, tmp_path)]
+    drawn.append(ensemble.snapshots(an_ensemble(members=2), tmp_path))
+    check(tmp_path, drawn)
 
 
 def test_direct_alone_has_curves_and_maps_only(tmp_path):

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 COLOURS = {"direct": "black", "exact": "#2a9d3a", "neural": "#1f5fbf", "gaussian": "#d0342c"}
 """One colour for each estimator, the same in all pictures."""
@@ -21,7 +23,7 @@ LINES = {"direct": "-", "exact": (0, (6, 2)), "neural": "-", "gaussian": (0, (4,
 OTHER_COLOURS = ("#8e44ad", "#e08e0b", "#0b8e8e", "#7f5539")
 """For estimators without a colour of their own."""
 
-MANNER = {
+MANNER: dict[Any, Any] = {
     "font.size": 13,
     "axes.titlesize": 14,
     "axes.labelsize": 13,
@@ -59,7 +61,7 @@ def colour(estimator: str) -> str:
     return COLOURS.get(estimator, OTHER_COLOURS[sum(map(ord, estimator)) % len(OTHER_COLOURS)])
 
 
-def line(estimator: str) -> dict[str, object]:
+def line(estimator: str) -> dict[str, Any]:
     """Colour, dashes and width of an estimator's curve."""
     return {
         "color": colour(estimator),
@@ -132,11 +134,16 @@ def by_shell(
 
 def share_legend(figure: Figure, axes: Iterable[Axes]) -> None:
     """One legend above all panels, each curve named once."""
-    found = {}
+    found: dict[str, Any] = {}
     for panel in axes:
         found |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
     names = in_order(found)
     if names:
-        figure.legend(
-            [found[name] for name in names], names, loc="outside upper center", ncols=len(names)
-        )
+        above: Any = "outside upper center"
+        figure.legend([found[name] for name in names], names, loc=above, ncols=len(names))
+
+
+def whole_ticks(panel: Axes) -> None:
+    """Few ticks, at whole numbers, along both axes of a map."""
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(MaxNLocator(4, integer=True))

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from workflow.figures import COLOURS, by_shell, edges, label, picture, place, spread
+from workflow.figures import COLOURS, by_shell, edges, label, picture, place, spread, whole_ticks
 
 SAMPLE = 4_000_000
 """Most values that a density or a spectrum is made from."""
@@ -40,7 +41,8 @@ def snapshots(
     history = (history.isel(y=row) if "y" in history.dims else history).compute()
     limit = _limit(last, history)
     with picture(folder / "snapshots.png", 13, 6.4) as figure:
-        left, right = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+        halves: Any = figure.subfigures(1, 2, width_ratios=(1.15, 1))
+        left, right = halves
         if "y" in field.dims:
             _maps(left, last, limit)
         else:
@@ -122,6 +124,7 @@ def _maps(figure: Any, last: xr.DataArray, limit: float) -> None:
         )
         panel.set_title(_member(last, index))
         panel.set_aspect("equal")
+        whole_ticks(panel)
         if index % columns == 0:
             panel.set_ylabel(y_label)
         if index + columns >= count:
@@ -162,6 +165,7 @@ def _time_against_x(panel: Axes, history: xr.DataArray, limit: float) -> Any:
         rasterized=True,
     )
     panel.set(xlabel=x_label, ylabel="time [model units]")
+    panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return mesh
 
 
@@ -196,6 +200,10 @@ def _spectrum(panel: Axes, centred: np.ndarray, space: int) -> None:
     # Shells beyond the shortest half side are cut by the corners of the square.
     kept = slice(1, min(shape) // 2 + 1)
     panel.loglog(shell[kept], total[kept], "o-", color=COLOURS["direct"], ms=4, lw=1.8)
+    # Powers of two: matplotlib's own labels within a decade run into each other.
+    panel.xaxis.set_major_locator(FixedLocator([2**n for n in range(16)]))
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.xaxis.set_major_formatter(ScalarFormatter())
     panel.set(
         xlabel="wavenumber |k| [waves per side]",
         ylabel="variance per unit wavenumber",

@@ -11,7 +11,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from workflow.figures import colour, edges, in_order, line, picture, share_legend
+from workflow.figures import colour, edges, in_order, line, picture, share_legend, whole_ticks
 
 RESPONDERS = (0, 2, 4, 6)
 """Grid steps downstream of the kicked pixel: R11, R31, R51, R71 of arXiv:2402.01029, Fig. 1."""
@@ -240,13 +240,16 @@ def _draw_maps(path: Path, one: xr.Dataset, names: list[str], units: str) -> Non
                     rasterized=True,
                 )
                 panel.set_aspect("equal")
-            bar = figure.colorbar(mesh, ax=panels[:, column], location="bottom", aspect=16)
+                whole_ticks(panel)
+            bar = figure.colorbar(
+                mesh, ax=panels[:, column], location="bottom", aspect=16, pad=0.02
+            )
             bar.locator = MaxNLocator(3, symmetric=True)
             bar.set_label(f"response {units}".strip())
             panels[0, column].set_title(f"lag {float(one.lag[column]):g}")
             panels[-1, column].set_xlabel(f"dx {_STEPS}")
         for row, name in enumerate(names):
-            panels[row, 0].set_ylabel(f"{name}\ndy {_STEPS}", color=colour(name))
+            panels[row, 0].set_ylabel(f"{name}\ndy {_STEPS}", color=colour(name), fontweight="bold")
 
 
 def _draw_profiles(path: Path, one: xr.Dataset, names: list[str], units: str) -> None:

@@ -21,6 +21,7 @@ from workflow.figures import (
     picture,
     share_legend,
     spread,
+    whole_ticks,
 )
 
 SAMPLE = 2_000_000
@@ -61,17 +62,19 @@ def against_exact(
     x = score.sel(estimator=reference).values.ravel().astype(np.float64)
     found = []
     with picture(folder / "scores.png", 5.4 * len(names) + 0.4, 5.2) as figure:
-        panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
+        panels = np.atleast_1d(figure.subplots(1, len(names)))
+        frame = tuple(float(v) for v in np.nanquantile(score.values, (0.0002, 0.9998)))
         for panel, name in zip(panels, names, strict=True):
             y = score.sel(estimator=name).values.ravel().astype(np.float64)
             known = np.isfinite(x) & np.isfinite(y)
-            found.append(_scatter(panel, x[known], y[known], name, reference))
-        panels[0].set_ylabel("score at a pixel [1 / units of the field]")
+            found.append(_scatter(panel, x[known], y[known], name, frame))
+            panel.set(xlabel=f"{reference} score", ylabel=f"{name} score")
     which = "held-out members" if held is not None else "members"
     truth = "" if reference == "exact" else " No exact score is known: the Gaussian is no truth."
     caption = (
         f"Scores against the {reference} score at the same pixels of {score.sizes['member']} "
-        f"{which}; colour counts pixels on a log scale. {' '.join(found)}{truth}"
+        f"{which}; darker is denser, on a log scale; in 1 / units of the field. "
+        f"{' '.join(found)}{truth}"
     )
     return "scores.png", caption
 
@@ -91,25 +94,23 @@ def stein(response: xr.Dataset, folder: Path) -> tuple[str, str] | None:
     waves = [d for d in ("ky", "kx") if d in response.stein.dims]
     data = response[["stein", "unresolved"]].sortby(waves).compute()
     data = data.transpose("estimator", *waves)
-    names = [
-        n for n in in_order(data.estimator.values) if data.stein.sel(estimator=n).notnull().any()
-    ]
+    error = abs(data.stein.where(data.unresolved == 0) - 1)
+    names = [n for n in in_order(data.estimator.values) if error.sel(estimator=n).notnull().any()]
     if not names:
         return None
     maps = names if len(waves) == 2 else []
-    with picture(folder / "stein.png", 3.9 * len(maps) + 5.8, 5.0) as figure:
+    with picture(folder / "stein.png", 3.4 * len(maps) + 6.2, 4.4) as figure:
         panels = np.atleast_1d(
-            figure.subplots(1, len(maps) + 1, width_ratios=[1.0] * len(maps) + [1.5])
+            figure.subplots(1, len(maps) + 1, width_ratios=[1.0] * len(maps) + [1.6])
         )
-        error = abs(data.stein.where(data.unresolved == 0) - 1)
-        top = max(10 * STEIN_FLOOR, float(error.max())) if error.notnull().any() else 1.0
+        top = max(10 * STEIN_FLOOR, float(error.max()))
         norm = LogNorm(STEIN_FLOOR, top, clip=True)
         mesh = None
         for panel, name in zip(panels[:-1], maps, strict=True):
             mesh = _stein_map(panel, error.sel(estimator=name), norm)
             panel.set_title(name, color=colour(name))
         if mesh is not None:
-            figure.colorbar(mesh, ax=list(panels[:-1]), label="$|M_k - 1|$", location="bottom")
+            figure.colorbar(mesh, ax=list(panels[:-1]), label="$|M_k - 1|$", shrink=0.8)
         for name in names:
             _stein_curve(panels[-1], data.sel(estimator=name), waves, name)
         _finish_stein(panels[-1])
@@ -150,9 +151,9 @@ def training(
         panel.plot(*batch.T, color="#b5b5b5", lw=1, label="batch")
         if len(batch) >= 40:
             width = max(5, len(batch) // 40)
-            smooth = np.convolve(batch[:, 1], np.ones(width) / width, "valid")
+            smooth = np.median(np.lib.stride_tricks.sliding_window_view(batch[:, 1], width), -1)
             steps = batch[width // 2 : width // 2 + len(smooth), 0]
-            panel.plot(steps, smooth, color="#555555", lw=2, label=f"mean of {width} lines")
+            panel.plot(steps, smooth, color="#555555", lw=2, label="running median")
         if len(held):
             panel.plot(*held.T, "o-", color=COLOURS["neural"], ms=4, lw=2, label="held-out members")
         if baseline is not None:
@@ -166,12 +167,13 @@ def training(
     return "training.png", f"{caption}."
 
 
-def _scatter(panel: Axes, x: np.ndarray, y: np.ndarray, name: str, reference: str) -> str:
+def _scatter(panel: Axes, x: np.ndarray, y: np.ndarray, name: str, frame: tuple[float, ...]) -> str:
     """Draw one density; return R^2 and relative error in words."""
-    limit = float(np.quantile(abs(np.concatenate([x, y])), 0.9995)) or 1.0
-    bounds = np.linspace(-limit, limit, 121)
+    room = 0.08 * (frame[1] - frame[0]) or 1.0
+    low, high = frame[0] - room, frame[1] + room
+    bounds = np.linspace(low, high, 101)
     counts = np.histogram2d(y, x, bins=(bounds, bounds))[0]
-    shades = LinearSegmentedColormap.from_list(name, ["#ececec", colour(name)])
+    shades = LinearSegmentedColormap.from_list(name, ["#d4d7dc", colour(name), "black"])
     panel.pcolormesh(
         bounds,
         bounds,
@@ -180,13 +182,14 @@ def _scatter(panel: Axes, x: np.ndarray, y: np.ndarray, name: str, reference: st
         norm=LogNorm(1, max(2, counts.max())),
         rasterized=True,
     )
-    panel.plot([-limit, limit], [-limit, limit], color="black", lw=1.2)
+    panel.plot([low, high], [low, high], color="black", lw=1.2, ls=":")
     miss = float(np.sum((y - x) ** 2))
     r2 = 1 - miss / float(np.sum((x - x.mean()) ** 2))
     relative = np.sqrt(miss / float(np.sum(x**2)))
     panel.set_title(f"{name}: $R^2$ = {r2:.4f}", color=colour(name))
-    panel.set_xlabel(f"{reference} score at a pixel")
     panel.set_aspect("equal")
+    if high - low > 4:
+        whole_ticks(panel)
     return f"{name}: R² = {r2:.4f}, relative error {relative:.3f}."
 
 
@@ -201,6 +204,7 @@ def _stein_map(panel: Axes, error: xr.DataArray, norm: LogNorm) -> Any:
         rasterized=True,
     )
     panel.set(xlabel="$k_x$", ylabel="$k_y$")
+    whole_ticks(panel)
     panel.set_aspect("equal")
     return mesh
 
