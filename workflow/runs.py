@@ -169,6 +169,8 @@ class Run:
             content.append(e["response"]["estimators"])
         if stage == "respond":
             content.append(e["response"]["max_lag"])
+        if stage == "response":
+            content += [e["response"], e["direct"]]
         if stage == "direct":
             content += [e["direct"], e["response"]["max_lag"]]
         return digest(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,8 +125,14 @@ def correlate_group(folder: str, group: int, name: str, x_mean: float, s_mean: f
 
 
 def respond(run: Run, notify: Notify) -> None:
-    """Write `response.zarr` from the responses per member."""
+    """Write `response.zarr` from the responses per member, unless it is that already."""
     estimators = run.experiment.response.estimators
+    ledger, key = run.ledger("respond"), run.key("response")
+    if "response" in ledger.done() and ledger.load("response").facts.get("key") == key:
+        notify("error bars", len(estimators), len(estimators))
+        return
+    ledger.drop("response")
+    shutil.rmtree(run.response, ignore_errors=True)
     responses: dict[str, Responses] = {}
     for count, name in enumerate(estimators):
         notify("error bars", count, len(estimators))
@@ -279,4 +286,4 @@ def _save(run: Run, dataset: xr.Dataset) -> None:
         )
         files |= {f"response.zarr/{key}": crc for key, crc in written.items()}
     consolidate(run.response)
-    run.ledger("respond").record(Receipt("response", files))
+    run.ledger("respond").record(Receipt("response", files, {"key": run.key("response")}))
