@@ -8,6 +8,7 @@ crc32c; nothing is compressed. A bare `xr.open_zarr(path)` opens the result.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -144,6 +145,9 @@ def read_block(
 
 def consolidate(path: Path | str) -> None:
     """Gather all metadata in one file, for quick opening; call it when the layout is final."""
+    metadata = json.loads((Path(path) / "zarr.json").read_text())
+    if metadata.get("consolidated_metadata"):  # growing a store drops it
+        return
     with telling_disk_errors(Path(path), 0), warnings.catch_warnings():
         warnings.simplefilter("ignore", ZarrUserWarning)
         zarr.consolidate_metadata(Path(path))
