@@ -184,6 +184,11 @@ def test_direct_alone_has_curves_and_maps_only(tmp_path):
     check(tmp_path, [responses.curves(response, tmp_path), responses.maps(response, tmp_path)])
 
 
+def test_a_small_grid_has_fewer_responders(tmp_path):
+    small = a_response(1, ("direct",)).sel(dx=slice(-4, 3))
+    check(tmp_path, [responses.curves(small, tmp_path)])
+
+
 def test_a_single_score_or_an_empty_log_is_no_picture(tmp_path):
     assert scores.against_exact(some_scores(names=("neural",)), tmp_path) is None
     assert scores.training([], tmp_path) is None
@@ -259,6 +264,14 @@ def test_the_page_is_whole_escaped_and_alone(tmp_path):
     assert images == ["a.png"]
     for needed in ("1.25 ± 0.04", "1e-07", "A &amp; B", "12.35", "2.3.0 &amp; more", "1.2 GiB"):
         assert needed in text
+
+
+def test_a_sum_over_no_lag_is_not_shown_as_agreement(tmp_path):
+    """An empty sum is 0 and would be the best number of the table."""
+    nothing = {"summed_l2": 0.0, "summed_l2_standard_error": 0.0, "significant_lags": []}
+    summary = {"estimators": {"neural": {"against": {"direct": nothing}}}}
+    text = page.write_page(tmp_path, "short run", summary, []).read_text("utf-8")
+    assert "0 ± 0" not in text
 
 
 def test_a_page_of_an_empty_summary_is_a_page(tmp_path):

@@ -49,7 +49,7 @@ def snapshots(
             _profiles(left, last, limit)
         panel = right.subplots()
         mesh = _time_against_x(panel, history, limit)
-        where = f" at y = {place(field, 'y')[0][row]:g}" if "y" in field.dims else ""
+        where = f" at y = {place(field, 'y')[0][row]:.3g}" if "y" in field.dims else ""
         panel.set_title(
             f"member {field.member.values[0] if 'member' in field.coords else 0}{where}"
         )
@@ -66,7 +66,9 @@ def density_and_spectrum(
 ) -> tuple[str, str]:
     """Density of a pixel against the Gaussian of equal variance, and the isotropic spectrum.
 
-        S(k) = sum of E|u_hat|^2 over the modes with |k| rounded to k;   sum_k S(k) = variance
+        S(k) = 2 pi k <E|u_hat|^2>_k in the plane, 2 <E|u_hat|^2>_k on a line
+
+    with the mean over the modes whose |k| rounds to k; S integrates to the variance.
 
     Args:
         ensemble: holds the field, dims (member, time, [y,] x); lazy is fine.
@@ -91,7 +93,7 @@ def density_and_spectrum(
     caption = (
         f"Left: density of {label(field)} at a pixel (standard deviation {deviation:.3g}, skewness "
         f"{skewness:.2f}, excess kurtosis {kurtosis - 3:.2f}) and the Gaussian of the same "
-        f"variance. Right: variance by wavenumber, summed over directions. From "
+        f"variance. Right: variance per unit wavenumber, over all directions. From "
         f"{sample.sizes['member']} members at {sample.sizes['time']} times."
     )
     return "density_spectrum.png", caption
@@ -196,10 +198,12 @@ def _spectrum(panel: Axes, centred: np.ndarray, space: int) -> None:
     power = np.asarray(total_power) / (len(centred) * float(np.prod(shape)) ** 2)
     waves = np.meshgrid(*[np.fft.fftfreq(n, 1 / n) for n in shape], indexing="ij")
     radius = np.sqrt(sum(w**2 for w in waves)).ravel()
-    shell, total, _ = by_shell(power.ravel(), radius, np.ones(power.size))
+    shell, total, count = by_shell(power.ravel(), radius, np.ones(power.size))
+    # Mean times circumference: the number of modes in a shell jumps from shell to shell.
+    density = total / np.maximum(count, 1) * (2 * np.pi * shell if space == 2 else 2.0)
     # Shells beyond the shortest half side are cut by the corners of the square.
     kept = slice(1, min(shape) // 2 + 1)
-    panel.loglog(shell[kept], total[kept], "o-", color=COLOURS["direct"], ms=4, lw=1.8)
+    panel.loglog(shell[kept], density[kept], "o-", color=COLOURS["direct"], ms=4, lw=1.8)
     # Powers of two: matplotlib's own labels within a decade run into each other.
     panel.xaxis.set_major_locator(FixedLocator([2**n for n in range(16)]))
     panel.xaxis.set_minor_locator(NullLocator())

@@ -112,7 +112,8 @@ def _errors(summary: Mapping[str, Any]) -> str:
         rows.append([dot + escape(name), *map(escape, row)])
     note = (
         "L2 errors are summed over the lags at which the Gaussian estimator's error is "
-        "significant, ± one standard error; they hold the sampling noise of both sides. "
+        "significant, ± one standard error; they hold the sampling noise of both sides. A dash: "
+        "no reference, or no such lag. "
         "The Stein error is 0 for the score of the data."
     )
     return f'<h2>Errors</h2>\n{_table(head, rows)}\n<p class="note">{escape(note)}</p>'
@@ -120,7 +121,8 @@ def _errors(summary: Mapping[str, Any]) -> str:
 
 def _with_error(against: Mapping[str, Any]) -> str:
     value, error = against.get("summed_l2"), against.get("summed_l2_standard_error")
-    if value is None:
+    # A sum over no lag is 0, which would read as perfect agreement.
+    if value is None or against.get("significant_lags") == []:
         return "–"
     return _number(value) if error is None else f"{_number(value)} ± {_number(error, 2)}"
 

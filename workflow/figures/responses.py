@@ -49,14 +49,13 @@ def curves(
     one = one.sel(dy=0) if "dy" in one.dims else one
     names = in_order(one.estimator.values)
     hidden = False
-    with picture(folder / "response_curves.png", 12, 8.4) as figure:
-        panels = figure.subplots(2, 2)
-        for panel, step in zip(panels.flat, RESPONDERS, strict=True):
-            if step not in one.dx.values:
-                panel.set_axis_off()
-                text = f"$R_{{{step + 1}1}}$: the grid is too small"
-                panel.text(0.5, 0.5, text, ha="center", transform=panel.transAxes)
-                continue
+    steps = [step for step in RESPONDERS if step in one.dx.values]  # small grids lack some
+    rows = -(-len(steps) // 2)
+    with picture(folder / "response_curves.png", 12, 3.9 * rows + 0.6) as figure:
+        panels = figure.subplots(rows, 2, squeeze=False)
+        for panel in panels.flat[len(steps) :]:
+            panel.set_axis_off()
+        for panel, step in zip(panels.flat, steps, strict=False):
             at = one.sel(dx=step).compute()
             for name in names:
                 _band(panel, at.sel(estimator=name), name)
@@ -175,11 +174,15 @@ def _frame_curve(panel: Axes, at: xr.Dataset) -> bool:
     """Limits of a curve; True when lag 0 was left out to show what follows."""
     panel.axhline(0, color="grey", lw=0.8, zorder=0)
     after = at.isel(lag=slice(1, None)) if at.sizes["lag"] > 1 else at
-    low = min(0.0, float(after.response.min()), float(after.ci_low.quantile(0.02)))
-    high = max(float(after.response.max()), float(after.ci_high.quantile(0.98)))
+    low, high = min(0.0, float(after.response.min())), float(after.response.max())
     start = float(at.response.isel(lag=0).max())
     hidden = start > 2.5 * high > 0
-    high = high if hidden else max(high, start)
+    seen = after if hidden else at
+    high = max(high, float(seen.response.max()))
+    # A band far wider than the curves must not flatten them.
+    room = (high - low) or 1.0
+    low = max(min(low, float(seen.ci_low.min())), low - room)
+    high = min(max(high, float(seen.ci_high.max())), high + room)
     room = (high - low) or 1.0
     panel.set_ylim(low - 0.05 * room, high + 0.06 * room)
     panel.set_xlim(float(at.lag.min()), float(at.lag.max()))

@@ -69,7 +69,8 @@ def against_exact(
             known = np.isfinite(x) & np.isfinite(y)
             found.append(_scatter(panel, x[known], y[known], name, frame))
             panel.set(xlabel=f"{reference} score", ylabel=f"{name} score")
-    which = "held-out members" if held is not None else "members"
+    which = "held-out member" if held is not None else "member"
+    which += "s" if score.sizes["member"] > 1 else ""
     truth = "" if reference == "exact" else " No exact score is known: the Gaussian is no truth."
     caption = (
         f"Scores against the {reference} score at the same pixels of {score.sizes['member']} "
