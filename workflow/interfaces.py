@@ -109,6 +109,22 @@ class HasExactResponse(Protocol):
         ...
 
 
+@runtime_checkable
+class HasDrift(Protocol):
+    """A system whose saved fields are its whole state, and that can tell its equation.
+
+        dx = F(x) dt + Sigma(x) dW,    D = Sigma Sigma^T
+    """
+
+    def drift(self, x: Tensor) -> Tensor:
+        """F(x) of the pixel vector, `(batch, field, *shape)`, units of x per unit of time."""
+        ...
+
+    def noise_covariance(self, x: Tensor, v: Tensor) -> Tensor:
+        """D(x) v of pixel vectors `(batch, field, *shape)`, units of x^2 v per unit of time."""
+        ...
+
+
 class ForwardProcess(Protocol):
     """A way to noise data, and the score of the noised density from a network's answer."""
 
