@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,7 +13,10 @@ from torch import Tensor
 from workflow.interfaces import HasExactScore, System, UserError, space_axes
 
 SPECTRUM_FLOOR = 1e-10
-"""Smallest mode variance, relative to the largest, that whitening divides by."""
+"""Smallest variance of a mode, relative to the largest, that whitening divides by."""
+
+LARGEST_DENSE = 8192
+"""Most numbers of one snapshot for which a full covariance matrix is made (0.5 GiB)."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +40,16 @@ class ExactScore:
 
 @dataclass(frozen=True)
 class SpectralGaussian:
-    """A homogeneous Gaussian: independent Fourier modes, and the whitening that goes with it.
+    """A homogeneous Gaussian: independent wavenumbers, and the whitening that goes with it.
 
-        s = -C^-1 (x - m),     x~ = C^(-1/2) (x - m)
+        C_k = D^(1/2) U D^(1/2),    x~ = U^(-1/2) D^(-1/2) (x - m),    s = -C^-1 (x - m)
 
-    C is diagonal over wavenumbers. Fields are taken as uncorrelated with each other.
+    C_k is a Hermitian matrix over the fields, D its diagonal, U the matrix of correlations; with
+    one field U = 1. Whitening through U makes it independent of the units of the fields.
 
     Attributes:
         mean: mean per field, `(field,)`.
-        spectrum: C_k, eigenvalues of the pixel covariance, `(field, *half-spectrum)`.
+        spectrum: C_k, eigenvalues of the pixel covariances, `(field, field, *half-spectrum)`.
         shape: space shape.
     """
 
@@ -55,34 +62,67 @@ class SpectralGaussian:
         """Mean and spectrum of homogeneous data `(batch, field, *shape)`.
 
         The sums run in float64 over batches in order, so the result does not depend on threads.
+
+        Raises:
+            UserError: a field that never varies.
         """
         shape, axes = tuple(x.shape[2:]), space_axes(x)
         mean = x.mean(dim=(0, *axes), dtype=torch.float64)
         total = torch.zeros(())
         for part in x.split(4096):
             centred = part.double() - mean.reshape(-1, *[1] * len(shape))
-            total = total + torch.fft.rfftn(centred, dim=axes).abs().square().sum(0)
-        points = float(torch.tensor(shape).prod())
-        spectrum = total / (len(x) * points)
-        return cls(mean, spectrum.clamp(min=SPECTRUM_FLOOR * float(spectrum.max())), shape)
+            modes = torch.fft.rfftn(centred, dim=axes)
+            total = total + torch.einsum("bf...,bg...->fg...", modes, modes.conj())
+        spectrum = total / (len(x) * math.prod(shape))
+        return cls(mean, _floored(spectrum.real if len(mean) == 1 else spectrum), shape)
+
+    @property
+    def pixel_variance(self) -> Tensor:
+        """Variance of a pixel of each field, `(field,)`."""
+        modes = _diagonal(self.spectrum.movedim((0, 1), (-2, -1))).movedim(-1, 0)
+        lag_zero = torch.fft.irfftn(modes, s=self.shape, dim=tuple(range(1, modes.ndim)))
+        return lag_zero.flatten(1)[:, 0]
 
     def __call__(self, x: Tensor) -> Tensor:
         """Gaussian score `(batch, field, *shape)`, 1 / units of x."""
-        return -self.filter(x - self._mean_like(x), -1.0)
+        return -self._apply("precision", x - self._mean_like(x))
 
     def whiten(self, x: Tensor) -> Tensor:
-        """x~ = C^(-1/2) (x - m): unit variance in every mode."""
-        return self.filter(x - self._mean_like(x), -0.5)
+        """x~: unit variance in every mode, no correlation of fields."""
+        return self._apply("whiten", x - self._mean_like(x))
 
     def colour(self, x: Tensor) -> Tensor:
-        """C^(1/2) x, the inverse of `whiten` but for the mean."""
-        return self.filter(x, 0.5)
+        """The inverse of `whiten` but for the mean."""
+        return self._apply("colour", x)
 
-    def filter(self, x: Tensor, power: float) -> Tensor:
-        """C^power x, mode by mode."""
-        axes = space_axes(x)
-        weight = self.spectrum.pow(power).to(x.dtype)
-        return torch.fft.irfftn(torch.fft.rfftn(x, dim=axes) * weight, s=self.shape, dim=axes)
+    def score_to_white(self, s: Tensor) -> Tensor:
+        """Score with respect to x~ from that with respect to x: the transpose of `colour`."""
+        return self._apply("score_to_white", s)
+
+    def score_from_white(self, s: Tensor) -> Tensor:
+        """Score with respect to x from that with respect to x~."""
+        return self._apply("score_from_white", s)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors from which `gaussian_from` makes it again."""
+        return {"mean": self.mean, "spectrum": self.spectrum}
+
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
+        matrices = self.spectrum.movedim((0, 1), (-2, -1))
+        scale = _diagonal(matrices).sqrt()
+        unit = matrices / (scale[..., :, None] * scale[..., None, :])
+        weights = _weights(scale, *torch.linalg.eigh(unit))
+        return {name: weight.movedim((-2, -1), (0, 1)) for name, weight in weights.items()}
+
+    def _apply(self, name: str, x: Tensor) -> Tensor:
+        axes, weight = space_axes(x), self._weights[name]
+        modes = torch.fft.rfftn(x, dim=axes)
+        if len(weight) == 1:
+            modes = modes * weight[0].to(x.dtype)
+        else:
+            modes = torch.einsum("fg...,bg...->bf...", weight.to(modes.dtype), modes)
+        return torch.fft.irfftn(modes, s=self.shape, dim=axes)
 
     def _mean_like(self, x: Tensor) -> Tensor:
         return self.mean.to(x.dtype).reshape(-1, *[1] * len(self.shape))
@@ -92,40 +132,166 @@ class SpectralGaussian:
 class DenseGaussian:
     """A Gaussian without symmetry: full covariance, shrunk towards its diagonal.
 
+        C = D^(1/2) U D^(1/2),    x~ = U^(-1/2) D^(-1/2) (x - m),    s = -C^-1 (x - m)
+
+    The symmetric root of U keeps every number of x~ as near as can be to its own place in x.
+
     Attributes:
-        mean: `(pixels,)` of the flattened fields.
-        precision: C^-1, `(pixels, pixels)`.
+        mean: `(field, *shape)`.
+        scale: D^(1/2), standard deviations, `(numbers,)` of a flattened snapshot.
+        values: eigenvalues of the correlations U, `(numbers,)`.
+        vectors: eigenvectors of U in columns, `(numbers, numbers)`.
     """
 
     mean: Tensor
-    precision: Tensor
+    scale: Tensor
+    values: Tensor
+    vectors: Tensor
 
     @classmethod
     def fit(cls, x: Tensor) -> DenseGaussian:
         """Mean and shrunk covariance of data `(batch, field, *shape)`.
 
         Shrinkage towards the diagonal with the intensity of Schaefer and Strimmer (2005) keeps C
-        invertible with fewer samples than pixels.
+        invertible with fewer samples than numbers in a snapshot.
 
         Raises:
-            ValueError: fewer than 3 samples.
+            UserError: fewer than 3 samples, too large a snapshot, or a number that never varies.
         """
         if len(x) < 3:
-            raise ValueError(f"{len(x)} samples; a covariance needs at least 3")
-        flat = x.reshape(len(x), -1).double()
-        mean = flat.mean(0)
-        centred = flat - mean
-        covariance = centred.T @ centred / (len(x) - 1)
-        squares = (centred**2).T @ (centred**2) / len(x)
-        variance_of_entries = (squares - covariance**2) / (len(x) - 1)
-        off = ~torch.eye(len(mean), dtype=torch.bool)
-        signal = float((covariance[off] ** 2).sum())
-        noise = float(variance_of_entries[off].sum())
-        intensity = min(1.0, max(0.0, noise / signal)) if signal > 0 else 0.0
-        shrunk = torch.where(off, (1 - intensity) * covariance, covariance)
-        return cls(mean, torch.linalg.inv(shrunk))
+            raise UserError(f"{len(x)} snapshots; a covariance needs at least 3, add data")
+        numbers = x[0].numel()
+        if numbers > LARGEST_DENSE:
+            raise UserError(
+                f"one snapshot has {numbers} numbers; a covariance without symmetry is possible "
+                f"up to {LARGEST_DENSE}: coarsen the data, or set data.homogeneous: true if its "
+                "statistics do not depend on the place"
+            )
+        flat = x.reshape(len(x), -1)
+        mean = flat.mean(0, dtype=torch.float64)
+        # Two passes: squares of deviations in units of their own spread neither cancel nor overflow.
+        parts = flat.split(4096)
+        variance = sum(((p.double() - mean).square().sum(0) for p in parts), torch.zeros(()))
+        still = (variance <= 0).nonzero().flatten().tolist()
+        if still:
+            raise UserError(
+                f"{len(still)} of {numbers} places never vary, the first at flat index {still[0]}; "
+                "leave them out of the data"
+            )
+        scale = (variance / (len(x) - 1)).sqrt()
+        products = torch.zeros(numbers, numbers, dtype=torch.float64)
+        squares = torch.zeros_like(products)
+        for part in parts:
+            unit = (part.double() - mean) / scale
+            products += unit.T @ unit
+            squares += (unit**2).T @ (unit**2)
+        shrunk = _shrunk(products / (len(x) - 1), squares / len(x), samples=len(x))
+        values, vectors = torch.linalg.eigh(shrunk)
+        floor = SPECTRUM_FLOOR * float(values.max())
+        return cls(mean.reshape(x.shape[1:]), scale, values.clamp(min=floor), vectors)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Space shape."""
+        return tuple(self.mean.shape[1:])
+
+    @property
+    def pixel_variance(self) -> Tensor:
+        """Variance of a pixel of each field, mean over the places, `(field,)`."""
+        return self.scale.square().reshape(len(self.mean), -1).mean(1)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Gaussian score `(batch, field, *shape)`, 1 / units of x."""
-        flat = x.reshape(len(x), -1) - self.mean.to(x.dtype)
-        return -(flat @ self.precision.to(x.dtype)).reshape(x.shape)
+        return -self._apply("precision", x - self.mean.to(x.dtype))
+
+    def whiten(self, x: Tensor) -> Tensor:
+        """x~: unit covariance."""
+        return self._apply("whiten", x - self.mean.to(x.dtype))
+
+    def colour(self, x: Tensor) -> Tensor:
+        """The inverse of `whiten` but for the mean."""
+        return self._apply("colour", x)
+
+    def score_to_white(self, s: Tensor) -> Tensor:
+        """Score with respect to x~ from that with respect to x: the transpose of `colour`."""
+        return self._apply("score_to_white", s)
+
+    def score_from_white(self, s: Tensor) -> Tensor:
+        """Score with respect to x from that with respect to x~."""
+        return self._apply("score_from_white", s)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors from which `gaussian_from` makes it again."""
+        names = ("mean", "scale", "values", "vectors")
+        return {name: getattr(self, name) for name in names}
+
+    @cached_property
+    def _weights(self) -> dict[str, Tensor]:
+        return _weights(self.scale, self.values, self.vectors)
+
+    def _apply(self, name: str, x: Tensor) -> Tensor:
+        weight = self._weights[name].to(x.dtype)
+        return (x.reshape(len(x), -1) @ weight.T).reshape(x.shape)
+
+
+Gaussian = SpectralGaussian | DenseGaussian
+
+
+def fit_gaussian(x: Tensor, *, homogeneous: bool) -> Gaussian:
+    """The Gaussian with the symmetry of the data `(batch, field, *shape)`."""
+    if homogeneous and x.ndim > 2:
+        return SpectralGaussian.fit(x)
+    return DenseGaussian.fit(x)
+
+
+def gaussian_from(state: Mapping[str, Tensor], shape: tuple[int, ...]) -> Gaussian:
+    """The Gaussian of a `state()`."""
+    if "spectrum" in state:
+        return SpectralGaussian(state["mean"], state["spectrum"], shape)
+    return DenseGaussian(**state)
+
+
+def _diagonal(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=-2, dim2=-1).real
+
+
+def _weights(scale: Tensor, values: Tensor, vectors: Tensor) -> dict[str, Tensor]:
+    """Matrices of all maps from D^(1/2) and the eigenvalues and vectors of U, `(..., n, n)`."""
+
+    def power(exponent: float) -> Tensor:
+        kept = values.clamp(min=SPECTRUM_FLOOR).pow(exponent)
+        return (vectors * kept[..., None, :]) @ vectors.mH
+
+    left, right = scale[..., :, None], scale[..., None, :]
+    root, inverse = power(0.5), power(-0.5)
+    return {
+        "whiten": inverse / right,
+        "colour": left * root,
+        "score_to_white": root * right,
+        "score_from_white": inverse / left,
+        "precision": power(-1.0) / (left * right),
+    }
+
+
+def _floored(spectrum: Tensor) -> Tensor:
+    """Spectrum with the variances of the modes of each field bounded from below."""
+    variances = _diagonal(spectrum.movedim((0, 1), (-2, -1))).movedim(-1, 0)
+    largest = variances.flatten(1).max(1).values
+    if not bool((largest > 0).all()):
+        raise UserError(
+            f"field {int((largest <= 0).nonzero()[0])} never varies; leave it out of the data"
+        )
+    floor = SPECTRUM_FLOOR * largest.reshape(-1, *[1] * (variances.ndim - 1))
+    lift = (floor - variances).clamp(min=0)
+    one = torch.eye(len(lift), dtype=lift.dtype)
+    return spectrum + torch.einsum("f...,fg->fg...", lift, one)
+
+
+def _shrunk(correlation: Tensor, squares: Tensor, *, samples: int) -> Tensor:
+    """Correlations with their off-diagonal part shrunk by the intensity of least expected error."""
+    variance_of_entries = (squares - correlation**2) / (samples - 1)
+    off = ~torch.eye(len(correlation), dtype=torch.bool)
+    signal = float((correlation[off] ** 2).sum())
+    noise = float(variance_of_entries[off].sum())
+    intensity = min(1.0, max(0.0, noise / signal)) if signal > 0 else 0.0
+    return torch.where(off, (1 - intensity) * correlation, correlation)

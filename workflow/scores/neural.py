@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from workflow.config import ScoreConfig, TrainConfig
 from workflow.diffusion.gaussian import PROCESSES, antithetic_loss
 from workflow.interfaces import ForwardProcess, space_axes
-from workflow.scores.closed_form import SpectralGaussian
+from workflow.scores.closed_form import Gaussian, SpectralGaussian
 from workflow.scores.networks import NETWORKS
 
 TRAINING_STREAM = 2**32
@@ -25,28 +25,33 @@ TRAINING_STREAM = 2**32
 class WhitenedScore(nn.Module):
     """Score of whitened data noised to sigma, `(batch, field, *shape)`."""
 
-    def __init__(self, whitening: SpectralGaussian, config: ScoreConfig) -> None:
+    def __init__(self, whitening: Gaussian, config: ScoreConfig) -> None:
         super().__init__()
         self.whitening = whitening
+        # Symmetry is a property of the data: their Gaussian has it.
+        self.homogeneous = isinstance(whitening, SpectralGaussian) or not whitening.shape
         self.process: ForwardProcess = PROCESSES[config.process.kind](
             config.process.sigma_min, config.process.sigma_max
         )
         self.network = NETWORKS[config.network.kind](
             len(whitening.mean),
-            len(whitening.shape),
+            whitening.shape,
             channels=config.network.channels,
             residual_blocks=config.network.residual_blocks,
+            homogeneous=self.homogeneous,
         )
-        pixel_variance = whitening.filter(_unit_impulse(whitening), 1.0)
-        self._scale = float(pixel_variance.flatten(2)[..., 0].mean().sqrt())
+        # Per field: fields can have units of any size.
+        scale = whitening.pixel_variance.sqrt().float()
+        self._scale = scale.reshape(-1, *[1] * len(whitening.shape))
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
         """Score at whitened, noised `x` and levels `sigma` `(batch,)` (or one for all)."""
         sigma = sigma.expand(len(x))
         seen, condition = self.process.inputs(x, sigma)
+        scale = self._scale.to(x.dtype)
         physical = self.whitening.colour(seen)
-        white, local = self.network(seen, physical / self._scale, condition)
-        output = white + self.whitening.colour(local) / self._scale
+        white, local = self.network(seen, physical / scale, condition)
+        output = white + self.whitening.score_to_white(local / scale)
         return self.process.score(output, x, sigma)
 
 
@@ -60,10 +65,10 @@ class NeuralScore:
     model: WhitenedScore
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Score `(batch, field, *shape)`, 1 / units of x: C^(-1/2) s~(x~)."""
+        """Score `(batch, field, *shape)`, 1 / units of x, from that of the whitened field."""
         whitening = self.model.whitening
         sigma = torch.tensor([self.model.process.sigma_min], dtype=x.dtype)
-        return whitening.filter(self.model(whitening.whiten(x), sigma), -0.5)
+        return whitening.score_from_white(self.model(whitening.whiten(x), sigma))
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,7 @@ def draw_batch(
     """This rank's share of the batch of one step.
 
     The whole batch is a function of (seed, step), so any number of ranks sees the same one, and
-    a resumed run the same as an uninterrupted one. Each sample is rolled at random: the data are
-    homogeneous.
+    a resumed run the same as an uninterrupted one. Homogeneous fields are rolled at random.
 
     Args:
         snapshots: training data `(sample, field, *shape)`.
@@ -109,7 +113,9 @@ def draw_batch(
     uniform = generator.random(pairs, dtype=np.float32)
     z = generator.standard_normal((pairs, *snapshots.shape[1:]), dtype=np.float32)
     mine = slice(rank * pairs // ranks, (rank + 1) * pairs // ranks)
-    x = roll_each(snapshots[torch.from_numpy(chosen[mine])], torch.from_numpy(rolls[mine]))
+    x = snapshots[torch.from_numpy(chosen[mine])]
+    if model.homogeneous:
+        x = roll_each(x, torch.from_numpy(rolls[mine]))
     sigma = model.process.noise_levels(torch.from_numpy(uniform[mine]))
     return Batch(model.whitening.whiten(x), torch.from_numpy(z[mine]), sigma)
 
@@ -140,7 +146,7 @@ class Trainer:
     """
 
     def __init__(
-        self, snapshots: Tensor, whitening: SpectralGaussian, *, config: ScoreConfig, seed: int
+        self, snapshots: Tensor, whitening: Gaussian, *, config: ScoreConfig, seed: int
     ) -> None:
         torch.manual_seed(seed)  # initial weights only; nothing is drawn from it afterwards
         self.model = WhitenedScore(whitening, config)
@@ -210,8 +216,3 @@ def with_parameters(model: WhitenedScore, parameters: Mapping[str, Tensor]) -> W
     other.load_state_dict(dict(parameters))
     return other.requires_grad_(False)
 
-
-def _unit_impulse(whitening: SpectralGaussian) -> Tensor:
-    impulse = torch.zeros(1, len(whitening.mean), *whitening.shape, dtype=torch.float64)
-    impulse.flatten(2)[..., 0] = 1
-    return impulse
