@@ -1,6 +1,6 @@
 """Responses to small forcings, with error bars: from unperturbed data and scores, or directly.
 
-    correlation    R(lag, r) = -< x s > streamed over blocks of time, per member
+    correlation    lagged products of channels, summed over blocks of time, per member
     gfdt           the same for labelled arrays
     direct         the truth: pairs of runs with and against a kick
     recalibration  lag 0 made the identity where the score sees the mode

@@ -1,16 +1,18 @@
-"""Streaming, unbiased lag correlations of long runs: the kernel of every response estimator.
+"""Lagged products of two sets of channels: the kernel of every response estimator.
 
-For a field `x` and its conjugate `s` (the score) of a translation-invariant system
+    sums(lag, i, j, r) = sum_t mean_p a_i(p + r, t + lag) b_j(p, t),      p places, t in the block
 
-    R(lag, r) = - < x(p + r, t + lag) s(p, t) >,      p, t averaged over space and time,
+Responses are such sums over a run divided by their numbers of pairs (`pair_counts`): sums over
+blocks of time add up to the sums over the run, so a longer run only adds blocks.
 
-and with the transforms over space X_k, S_k this is one correlation in time per wavenumber,
+The time axis is cut into short windows, each zero-padded to hold all its lags (overlap-save), so
+no lag wraps around: a run taken as periodic in time, or divided by its length whatever the lag,
+loses the share lag / length of the answer. Per window and wavenumber k of space
 
-    R_k(lag) = - < X_k(t + lag) conj(S_k(t)) > / N,   N points.
+    sums_k(lag) = sum_t a_k(t + lag) conj(b_k(t)) / N,      N places,
 
-The time axis is cut into short windows. Each is zero-padded to hold all its lags (overlap-save),
-so no lag wraps around, and lag l is divided by its own number of pairs, length - l: a run taken as
-periodic in time, or divided by its length, loses the share l / length of the answer.
+is one product per frequency in time. Without space and with many channels, that product is one
+matrix product per frequency with the windows as its inner dimension, all lags at once.
 
 Source: arXiv:2402.01029, equation 3, with the normalisation of the unbiased estimator.
 """
@@ -29,14 +31,87 @@ from torch import Tensor
 
 from workflow.interfaces import UserError
 
-# One window of both spectra should stay in a core's second-level cache (2**16 complex64 = 0.5 MiB).
+# One window of all spectra should stay in a core's second-level cache (2**16 complex64 = 0.5 MiB).
 _WINDOW_NUMBERS = 1 << 16
 # Windows are summed in the precision of the data; so few of them cost less than one of its digits.
 _WINDOWS_PER_SUM = 16
+# Transforms of many channels held at once: 256 MiB in float32 for each of their two factors.
+_SPECTRUM_NUMBERS = 1 << 26
+# Products of many channels held at once: 128 MiB in float32.
+_PRODUCT_NUMBERS = 1 << 25
+# Lags times the fewer channels up to which plain products in time are faster than transforms.
+_DIRECT_PRODUCTS = 512
+# Samples per plain product, summed in the precision of the data.
+_DIRECT_SAMPLES = 1024
+
+
+def lag_sums(
+    a: ArrayLike | Tensor,
+    b: ArrayLike | Tensor,
+    *,
+    max_lag: int,
+    window: int | None = None,
+) -> NDArray[np.float64]:
+    """Sums over one block of time of the lagged products of all pairs of channels.
+
+        sums[m, l, i, j, r] = sum_t mean_p a_i(p + r, t + l) b_j(p, t),    t, t + l in the block
+                              of b and a
+
+    Transforms run in the precision of the data on one thread, sums over windows in float64.
+    With float32 data of unit variance the error of sums / pairs, measured, is 2e-8 to 1e-7 of the
+    largest. Working memory is bounded: windows of time, groups of members and of channels.
+
+    Args:
+        a: responding channels `(member, time + extra, A, *shape)`, from the start of the block to
+            `extra` samples beyond its end: as many as the run has, up to `max_lag`.
+        b: conjugate channels `(member, time, B, *shape)`; no sign is applied.
+        max_lag: longest lag, in saved samples.
+        window: samples of b that are transformed in time together; chosen for speed if None.
+
+    Returns:
+        `(member, lag, A, B, *shape)` float64, units of a times units of b; lags 0 to `max_lag`,
+        displacement r of a from b in FFT order.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    a, b = _as_floats(a), _as_floats(b)
+    dtype = torch.promote_types(a.dtype, b.dtype)
+    a, b = a.to(dtype), b.to(dtype)
+    _check_shapes(tuple(a.shape), tuple(b.shape), max_lag=max_lag)
+    shape = tuple(a.shape[3:])
+    few = (max_lag + 1) * min(a.shape[2], b.shape[2]) <= _DIRECT_PRODUCTS
+    with _one_thread():
+        if shape:
+            sums = _spectral_sums(a, b, max_lag=max_lag, window=window)
+        else:
+            sums = a.new_empty((len(a), max_lag + 1, a.shape[2], b.shape[2]), dtype=torch.float64)
+            for one, x, y in zip(sums, a.split(1), b.split(1), strict=True):
+                if few and window is None:
+                    one[:] = _direct_sums(x[0], y[0], max_lag=max_lag)
+                else:
+                    one[:] = pooled_sums(x, y, max_lag=max_lag, window=window)
+    return np.asarray(sums.cpu().numpy())
+
+
+def pair_counts(start: int, stop: int, *, length: int, max_lag: int) -> NDArray[np.int64]:
+    """Number of samples t in [start, stop) with t + lag < length, for each lag.
+
+    Args:
+        start: first sample of the block.
+        stop: end of the block.
+        length: saved samples of the whole run.
+        max_lag: longest lag, in saved samples.
+
+    Returns:
+        `(lag,)`, what `lag_sums` of the block are divided by.
+    """
+    last = np.minimum(stop, length - np.arange(max_lag + 1))
+    return np.asarray(np.maximum(last - start, 0))
 
 
 def block_bounds(length: int, block: int, *, max_lag: int) -> Iterator[tuple[int, int, int]]:
-    """Time blocks to feed to `LagCorrelation.add`, in order.
+    """Time blocks to feed to `lag_sums`, in order.
 
     Args:
         length: saved samples of the run.
@@ -44,7 +119,7 @@ def block_bounds(length: int, block: int, *, max_lag: int) -> Iterator[tuple[int
         max_lag: longest lag, in saved samples.
 
     Yields:
-        (start, stop, stop_lagged): feed x[start:stop_lagged] with s[start:stop].
+        (start, stop, stop_lagged): feed a[start:stop_lagged] with b[start:stop].
 
     Raises:
         UserError: `max_lag` leaves no pair of samples to correlate.
@@ -59,19 +134,11 @@ def block_bounds(length: int, block: int, *, max_lag: int) -> Iterator[tuple[int
 
 
 class LagCorrelation:
-    """Sums of lagged products of one group of members, fed with consecutive blocks of time.
+    """Response of one group of members, fed with consecutive blocks of time.
 
-    Transforms run in the precision of the data on one thread, sums over windows in float64. With
-    float32 data the error of R, measured, is 2e-8 where R is 1 and 2e-9 where R is 0.
+        R(lag, r) = - < x(p + r, t + lag) s(p, t) >
+
     Memory is one block and `(member, max_lag + 1, *shape)`: it does not grow with the run.
-
-    Groups of members are independent: give each its own instance and concatenate the results.
-
-    Attributes:
-        shape: space shape of the field, `()`, `(nx,)` or `(ny, nx)`.
-        max_lag: longest lag, in saved samples.
-        length: saved samples of the whole run.
-        window: samples of the conjugate that are transformed in time together.
     """
 
     def __init__(
@@ -86,7 +153,7 @@ class LagCorrelation:
         """Prepare the sums.
 
         Args:
-            shape: space shape of the field.
+            shape: space shape of the field, `()`, `(nx,)` or `(ny, nx)`.
             max_lag: longest lag, in saved samples.
             length: saved samples of the whole run.
             x_mean: subtracted from x, in its units; leaves R unchanged but less noisy.
@@ -96,16 +163,10 @@ class LagCorrelation:
             UserError: `max_lag` leaves no pair of samples to correlate.
         """
         _check_lag(max_lag, length)
-        self.shape = tuple(shape)
-        self.max_lag = max_lag
-        self.length = length
+        self.shape, self.max_lag, self.length = tuple(shape), max_lag, length
         self._means = float(x_mean), float(s_mean)
-        # Powers of two of at least four times the lag are fastest: little padding, still in cache.
-        padded = 1 << max(4 * max_lag - 1, 63).bit_length()
-        self._padded = int(min(padded, next_fast_len(length + max_lag)))
-        self.window = self._padded - max_lag
         self._fed = 0
-        self._sums: Tensor | None = None
+        self._sums: NDArray[np.float64] | float = 0.0
 
     def add(self, x: ArrayLike | Tensor, s: ArrayLike | Tensor) -> None:
         """Add one block of time, next in order.
@@ -119,77 +180,171 @@ class LagCorrelation:
             ValueError: shapes that do not fit each other, or samples beyond the length.
         """
         x, s = _as_floats(x), _as_floats(s)
-        self._check_block(tuple(x.shape), tuple(s.shape))
-        if self._sums is None:
-            size = (x.shape[0], self.max_lag + 1, *_half(self.shape))
-            self._sums = torch.zeros(size, dtype=torch.complex128, device=s.device)
-        group = max(1, _WINDOW_NUMBERS // (self._padded * math.prod(_half(self.shape))))
-        with _one_thread():
-            for first in range(0, x.shape[0], group):
-                members = slice(first, first + group)
-                self._sums[members] += self._block_sums(x[members], s[members])
+        needed = min(self._fed + s.shape[1] + self.max_lag, self.length) - self._fed
+        if x.shape[1] != needed or self._fed + s.shape[1] > self.length:
+            raise ValueError(
+                f"x has {x.shape[1]} samples, s has {s.shape[1]} after {self._fed} of "
+                f"{self.length}; x needs the block and the max_lag={self.max_lag} samples after it"
+            )
+        x, s = ((v - m if m else v).unsqueeze(2) for v, m in zip((x, s), self._means, strict=True))
+        self._sums = self._sums + lag_sums(x, s, max_lag=self.max_lag)[:, :, 0, 0]
         self._fed += s.shape[1]
 
     def result(self) -> NDArray[np.float64]:
-        """Response per member.
-
-        Returns:
-            R `(member, lag, *shape)`, float64, units of x times units of s; displacement of the
-            responder from the kicked pixel in FFT order (index 0 is the kicked pixel).
+        """R `(member, lag, *shape)` float64, displacements in FFT order.
 
         Raises:
             ValueError: part of the run has not been fed.
         """
-        if self._sums is None or self._fed != self.length:
+        if isinstance(self._sums, float) or self._fed != self.length:
             raise ValueError(
                 f"{self._fed} of {self.length} saved samples were fed; feed all blocks first"
             )
-        pairs = self.length - torch.arange(self.max_lag + 1, dtype=torch.float64)
-        pairs = pairs.to(self._sums.device).reshape(-1, *[1] * len(self.shape))
-        spectrum = self._sums / (-pairs * math.prod(self.shape))
-        if self.shape:
-            space = tuple(range(2, spectrum.ndim))
-            response = torch.fft.irfftn(spectrum, s=self.shape, dim=space)
-        else:
-            response = spectrum.real
-        return np.asarray(response.cpu().numpy())
+        pairs = pair_counts(0, self.length, length=self.length, max_lag=self.max_lag)
+        return self._sums / -pairs.reshape(-1, *[1] * len(self.shape))
 
-    def _block_sums(self, x: Tensor, s: Tensor) -> Tensor:
-        """Sum of X_k(t + lag) conj(S_k(t)) over the block, `(member, lag, *half)`."""
-        size = (s.shape[0], self.max_lag + 1, *_half(self.shape))
-        sums = torch.zeros(size, dtype=torch.complex128, device=s.device)
-        partial: Tensor | float = 0.0
-        starts = range(0, s.shape[1], self.window)
-        for number, start in enumerate(starts, start=1):
-            s_hat = _spectrum(s[:, start : start + self.window], self._means[1])
-            x_hat = _spectrum(x[:, start : start + self._padded], self._means[0])
-            s_hat = torch.fft.fft(s_hat, n=self._padded, dim=1)
-            x_hat = torch.fft.fft(x_hat, n=self._padded, dim=1)
-            partial = x_hat.mul_(s_hat.conj_physical_()).add_(partial)
-            if number % _WINDOWS_PER_SUM == 0 or number == len(starts):
-                sums += torch.fft.ifft(partial, dim=1)[:, : self.max_lag + 1]
-                partial = 0.0
-        return sums
 
-    def _check_block(self, x_shape: tuple[int, ...], s_shape: tuple[int, ...]) -> None:
-        """Refuse blocks that do not fit the run, before anything is summed."""
-        for name, got in (("x", x_shape), ("s", s_shape)):
-            if len(got) < 2 or got[2:] != self.shape:
-                raise ValueError(
-                    f"{name} has shape {got}; needs (member, time, *shape), shape={self.shape}"
-                )
-        stop = self._fed + s_shape[1]
-        needed = min(stop + self.max_lag, self.length) - self._fed
-        members = s_shape[0] if self._sums is None else self._sums.shape[0]
-        if stop > self.length or s_shape[1] == 0:
-            raise ValueError(
-                f"{s_shape[1]} samples after {self._fed} of {self.length}; feed the run just once"
-            )
-        if x_shape[:2] != (members, needed) or s_shape[0] != members:
-            raise ValueError(
-                f"x has (member, time)={x_shape[:2]}, s has {s_shape[:2]}; x needs "
-                f"({members}, {needed}): the block and the max_lag={self.max_lag} samples after it"
-            )
+def pooled_sums(a: Tensor, b: Tensor, *, max_lag: int, window: int | None = None) -> Tensor:
+    """`lag_sums` of many channels without space, summed over members.
+
+    One real matrix product per frequency stands for three quarters of a complex one: with
+    P1 = Re a Re b, P2 = Im a Im b and P3 = (Re a + Im a)(Re b - Im b), the inverse transform of
+    a conj(b) is a fixed linear map of P1, P2 and P3, and only the wanted lags are computed.
+
+    Args:
+        a: responding channels `(member, time + extra, A)`.
+        b: conjugate channels `(member, time, B)`, same dtype.
+        max_lag: longest lag, in saved samples.
+        window: samples of b that are transformed in time together; chosen for speed if None.
+
+    Returns:
+        `(lag, A, B)` float64.
+    """
+    padded = _padded(max_lag, b.shape[1]) if window is None else window + max_lag
+    window, many = padded - max_lag, 3 * (padded // 2 + 1)
+    channels_a, channels_b = a.shape[2], b.shape[2]
+    back = _inverse_map(padded, max_lag).to(a)
+    sums = torch.zeros((max_lag + 1, channels_a, channels_b), dtype=torch.float64, device=a.device)
+    inner = max(1, _SPECTRUM_NUMBERS // (many * max(channels_a, channels_b)))
+    rows = max(1, _PRODUCT_NUMBERS // (many * channels_b))
+    for starts in _groups(_window_starts(b, window), inner):
+        right = _parts(_windows(b, starts, window, window), padded, sign=-1.0)
+        for first in range(0, channels_a, rows):
+            some = slice(first, first + rows)
+            left = _parts(_windows(a[:, :, some], starts, window, padded), padded, sign=1.0)
+            product = torch.bmm(left.transpose(1, 2), right)
+            sums[:, some] += (back @ product.flatten(1)).unflatten(1, product.shape[1:])
+    return sums
+
+
+def _spectral_sums(a: Tensor, b: Tensor, *, max_lag: int, window: int | None) -> Tensor:
+    """`lag_sums` of fields: one product per pair of channels, wavenumber and frequency."""
+    shape, channels = tuple(b.shape[3:]), (a.shape[2], b.shape[2])
+    half = (*shape[:-1], shape[-1] // 2 + 1)
+    padded = _padded(max_lag, b.shape[1]) if window is None else window + max_lag
+    group = max(1, _WINDOW_NUMBERS // (padded * math.prod(half) * max(channels)))
+    size = (a.shape[0], max_lag + 1, *channels, *half)
+    sums = torch.zeros(size, dtype=torch.complex128, device=a.device)
+    for first in range(0, len(a), group):
+        members = slice(first, first + group)
+        _add_windows(sums[members], a[members], b[members], padded=padded)
+    space = tuple(range(4, sums.ndim))
+    found: Tensor = torch.fft.irfftn(sums / math.prod(shape), s=shape, dim=space)
+    return found
+
+
+def _add_windows(sums: Tensor, a: Tensor, b: Tensor, *, padded: int) -> None:
+    """Add a_k(t + lag) conj(b_k(t)) over all windows to `(member, lag, A, B, *half)`."""
+    lags = sums.shape[1]
+    window = padded - lags + 1
+    space = tuple(range(3, b.ndim))
+    single = a.shape[2] == b.shape[2] == 1
+    partial: Tensor | float = 0.0
+    starts = range(0, b.shape[1], window)
+    for number, start in enumerate(starts, start=1):
+        b_hat = torch.fft.rfftn(b[:, start : start + window], dim=space)
+        a_hat = torch.fft.rfftn(a[:, start : start + padded], dim=space)
+        b_hat = torch.fft.fft(b_hat, n=padded, dim=1).conj_physical_().unsqueeze(2)
+        a_hat = torch.fft.fft(a_hat, n=padded, dim=1).unsqueeze(3)
+        product = a_hat.mul_(b_hat) if single else a_hat * b_hat
+        partial = product.add_(partial)
+        if number % _WINDOWS_PER_SUM == 0 or number == len(starts):
+            sums += torch.fft.ifft(partial, dim=1)[:, :lags]
+            partial = 0.0
+
+
+def _direct_sums(a: Tensor, b: Tensor, *, max_lag: int) -> Tensor:
+    """`(lag, A, B)` of few channels `(time, channel)` of one member, as products in time."""
+    lags, (many_a, many_b) = max_lag + 1, (a.shape[1], b.shape[1])
+    extra = a.shape[0] - b.shape[0]
+    if many_a <= many_b:
+        lagged = _lagged(torch.nn.functional.pad(a, (0, 0, 0, max_lag - extra)), lags)
+        sums = torch.zeros((lags * many_a, many_b), dtype=torch.float64, device=a.device)
+        for start in range(0, b.shape[0], _DIRECT_SAMPLES):
+            some = slice(start, start + _DIRECT_SAMPLES)
+            sums += lagged[some].flatten(1).T @ b[some]
+        return sums.unflatten(0, (lags, many_a))
+    # b at t - max_lag + l' in front of a at t: lags in reverse.
+    lagged = _lagged(torch.nn.functional.pad(b, (0, 0, max_lag, extra)), lags)
+    sums = torch.zeros((many_a, lags * many_b), dtype=torch.float64, device=a.device)
+    for start in range(0, a.shape[0], _DIRECT_SAMPLES):
+        some = slice(start, start + _DIRECT_SAMPLES)
+        sums += a[some].T @ lagged[some].flatten(1)
+    return sums.unflatten(1, (lags, many_b)).flip(1).transpose(0, 1)
+
+
+def _lagged(x: Tensor, lags: int) -> Tensor:
+    """View `(time - lags + 1, lag, channel)` of x(t + lag)."""
+    x = x.contiguous()
+    step = x.stride(0)
+    return x.as_strided((x.shape[0] - lags + 1, lags, x.shape[1]), (step, step, 1))
+
+
+def _padded(max_lag: int, length: int) -> int:
+    """Length of a window with its lags."""
+    # Powers of two of at least four times the lag are fastest: little padding, still in cache.
+    return int(min(1 << max(4 * max_lag - 1, 63).bit_length(), next_fast_len(length + max_lag)))
+
+
+def _window_starts(b: Tensor, window: int) -> list[tuple[int, int]]:
+    """(member, first sample) of every window."""
+    return [(m, start) for m in range(b.shape[0]) for start in range(0, b.shape[1], window)]
+
+
+def _groups(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    for first in range(0, len(items), size):
+        yield items[first : first + size]
+
+
+def _windows(x: Tensor, starts: list[tuple[int, int]], step: int, size: int) -> Tensor:
+    """Samples of each window `(window, size, channel)`, zero beyond the end of x."""
+    out = torch.zeros((len(starts), size, x.shape[2]), dtype=x.dtype, device=x.device)
+    for row, (member, start) in zip(out, starts, strict=True):
+        found = x[member, start : start + size]
+        row[: found.shape[0]] = found
+    return out
+
+
+def _parts(windows: Tensor, padded: int, *, sign: float) -> Tensor:
+    """Re, Im and Re + sign Im of the transforms in time, `(3 frequency, window, channel)`."""
+    spectrum = torch.fft.rfft(windows, n=padded, dim=1).transpose(0, 1)
+    size = spectrum.shape[0]
+    out = torch.empty((3 * size, *spectrum.shape[1:]), dtype=windows.dtype, device=windows.device)
+    out[:size], out[size : 2 * size] = spectrum.real, spectrum.imag
+    torch.add(out[:size], out[size : 2 * size], alpha=sign, out=out[2 * size :])
+    return out
+
+
+def _inverse_map(padded: int, max_lag: int) -> Tensor:
+    """Map `(lag, 3 frequency)` from the three products of `pooled_sums` to lags."""
+    frequency = torch.arange(padded // 2 + 1, dtype=torch.float64)
+    lag = torch.arange(max_lag + 1, dtype=torch.float64)
+    angle = 2 * math.pi / padded * torch.remainder(lag[:, None] * frequency, padded)
+    alone = (frequency == 0) | (2 * frequency == padded)
+    twice = (2 - alone.to(frequency)) / padded
+    cos, sin = torch.cos(angle) * twice, torch.sin(angle) * twice
+    # Re = P1 + P2 and Im = P3 - P1 + P2 of a conj(b).
+    return torch.cat([cos + sin, cos - sin, -sin], dim=1)
 
 
 @contextmanager
@@ -218,6 +373,20 @@ def _check_lag(max_lag: int, length: int) -> None:
         )
 
 
+def _check_shapes(a: tuple[int, ...], b: tuple[int, ...], *, max_lag: int) -> None:
+    """Refuse blocks that do not fit each other, before anything is summed."""
+    if len(b) < 3 or len(a) != len(b) or a[3:] != b[3:] or a[0] != b[0] or 0 in b:
+        raise ValueError(
+            f"a has shape {a}, b has {b}; needs (member, time + extra, A, *shape) "
+            "and (member, time, B, *shape) with the same members and shape"
+        )
+    if max_lag < 0 or not 0 <= a[1] - b[1] <= max_lag:
+        raise ValueError(
+            f"a has {a[1]} samples, b has {b[1]}; a needs those of b and 0 to "
+            f"max_lag={max_lag} after them"
+        )
+
+
 def _as_floats(values: ArrayLike | Tensor) -> Tensor:
     """Tensor of float32 or float64, sharing memory where it can."""
     if not isinstance(values, Tensor):
@@ -229,18 +398,3 @@ def _as_floats(values: ArrayLike | Tensor) -> Tensor:
         values = torch.from_numpy(array if plain else array.copy())
     values = values.detach()
     return values if values.dtype in (torch.float32, torch.float64) else values.to(torch.float64)
-
-
-def _spectrum(block: Tensor, mean: float) -> Tensor:
-    """Half-spectrum over space of `(member, time, *shape)` less its mean, complex."""
-    # Before the transform: a large mean would cost float32 digits of every wavenumber.
-    block = block - mean if mean else block
-    if block.ndim == 2:
-        return block.to(torch.complex64 if block.dtype == torch.float32 else torch.complex128)
-    spectrum: Tensor = torch.fft.rfftn(block, dim=tuple(range(2, block.ndim)))
-    return spectrum
-
-
-def _half(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Shape of the half-spectrum of a real field."""
-    return (*shape[:-1], shape[-1] // 2 + 1) if shape else ()
