@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -94,20 +94,32 @@ class TrainConfig(_Strict):
 
 
 class SplitConfig(_Strict):
-    """Which members are held out of training."""
+    """What is held out of training: whole members, or the end of a single run."""
 
-    by: Literal["member"] = "member"
+    by: Literal["auto", "member", "time"] = "auto"
     test: float = Field(0.1, gt=0, lt=1)
+    until: float | None = Field(None, gt=0, description="model time of which training sees the run")
+
+
+class KgmmConfig(_Strict):
+    """Score by clustering, for systems of few variables; noise in units of the spread."""
+
+    sigma: float = Field(0.05, gt=0, description="noise, standard deviations of each variable")
+    probability: float = Field(1e-3, gt=0, lt=1, description="least share of points in a cluster")
+    hidden: tuple[int, ...] = (50, 25)
+    epochs: int = Field(2000, ge=1)
+    batch: int = Field(32, ge=1)
 
 
 class ScoreConfig(_Strict):
     """How the score is estimated."""
 
-    estimator: Literal["neural", "gaussian", "exact"] = "neural"
+    estimator: Literal["neural", "kgmm", "gaussian", "exact"] = "neural"
     whiten: Literal[True] = True
     process: ProcessConfig = ProcessConfig()
     network: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()
+    kgmm: KgmmConfig = KgmmConfig()
     split: SplitConfig = SplitConfig()
 
 
@@ -115,33 +127,63 @@ class ErrorConfig(_Strict):
     """How error bars are made."""
 
     method: Literal["bootstrap"] = "bootstrap"
-    by: Literal["member"] = "member"
+    by: Literal["auto", "member", "time"] = "auto"
+    block: float | None = Field(None, gt=0, description="model time of a block; default: measured")
     samples: int = Field(500, ge=50, le=100000)
     level: float = Field(0.95, gt=0.5, lt=1)
+    bands: Literal["pointwise", "simultaneous"] = "pointwise"
+
+
+Estimator = Literal["neural", "kgmm", "gaussian", "exact", "direct"]
+
+ProbeSpec = str | dict[str, Any]
+"""A name such as "moment_2", or a mapping with `kind` and parameters."""
 
 
 class ResponseConfig(_Strict):
     """Which responses, up to which lag in model time units."""
 
-    estimators: tuple[Literal["neural", "gaussian", "exact", "direct"], ...] = (
-        "neural",
-        "gaussian",
-        "exact",
-        "direct",
-    )
-    observables: tuple[Literal["field"], ...] = ("field",)
-    perturbations: tuple[Literal["pixel"], ...] = ("pixel",)
+    estimators: tuple[Estimator, ...] = ("neural", "gaussian", "exact", "direct")
+    observables: tuple[ProbeSpec, ...] = ("field",)
+    perturbations: tuple[ProbeSpec, ...] = ("pixel",)
     max_lag: float = Field(100.0, gt=0)
     recalibrate: bool = True
     error: ErrorConfig = ErrorConfig()
 
 
 class DirectConfig(_Strict):
-    """Paired perturbed runs: +-amplitude at one pixel, common noise."""
+    """Paired perturbed runs: +-amplitude along each perturbation, common noise."""
 
     pairs: int = Field(12800, ge=2)
-    amplitude: float = Field(0.0625, gt=0, description="kick in units of the field")
+    amplitude: float = Field(0.0625, gt=0, description="factor on u(x), units of the field")
     max_lag: float | None = Field(None, gt=0, description="model time; default response.max_lag")
+
+
+class SavedField(_Strict):
+    """A field of a user's data, as found."""
+
+    name: str
+    long_name: str
+    units: str = "1"
+
+
+class FoundConfig(_Strict):
+    """What a user's data are, written down when the run begins; not for writing by hand."""
+
+    fields: tuple[SavedField, ...]
+    shape: tuple[int, ...]
+    start: float = 0.0
+    time_units: str = "1"
+
+
+class DataConfig(_Strict):
+    """The user's own data instead of a simulated ensemble."""
+
+    store: str = Field(description="Zarr or NetCDF, relative to the experiment file")
+    variables: tuple[str, ...] = Field((), description="default: all that have a time")
+    dims: dict[Literal["member", "time", "y", "x"], str] = {}
+    homogeneous: bool = Field(False, description="statistics do not depend on the place")
+    found: FoundConfig | None = None
 
 
 class ReportConfig(_Strict):
@@ -177,13 +219,21 @@ class Experiment(_Strict):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     seed: int = Field(1, ge=0, lt=2**63)
-    system: dict[str, Any]
+    system: dict[str, Any] | None = None
+    data: DataConfig | None = None
     ensemble: EnsembleConfig = EnsembleConfig()
     score: ScoreConfig = ScoreConfig()
     response: ResponseConfig = ResponseConfig()
     direct: DirectConfig = DirectConfig()
     report: ReportConfig = ReportConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Experiment:
+        if (self.system is None) == (self.data is None):
+            given = "both" if self.system else "neither"
+            raise ValueError(f"{given} of 'system' and 'data' given; needs exactly one of them")
+        return self
 
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
@@ -269,9 +319,11 @@ def explain(error: ValidationError, model: Any, *, prefix: str = "") -> str:
 def _known_keys(model: Any, location: Sequence[str]) -> list[str]:
     for part in location:
         annotation = model.model_fields[part].annotation
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+        inner = [annotation, *get_args(annotation)]
+        models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not models:
             return []
-        model = annotation
+        model = models[0]
     return list(model.model_fields)
 
 

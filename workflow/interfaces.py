@@ -15,6 +15,7 @@ Labels (xarray) begin where a user looks: in the stores and in `responses`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -49,6 +50,50 @@ class Field:
     name: str
     long_name: str
     units: str = "1"
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What every snapshot of a run holds.
+
+    Attributes:
+        fields: the physical fields, in order.
+        shape: space shape of every field; `()` for plain variables.
+        homogeneous: True when the statistics do not depend on the place.
+    """
+
+    fields: tuple[Field, ...]
+    shape: tuple[int, ...]
+    homogeneous: bool
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in a snapshot."""
+        return len(self.fields) * math.prod(self.shape)
+
+    @property
+    def maps(self) -> bool:
+        """True where responses are averaged over the kicked place and are maps around it."""
+        return self.homogeneous and bool(self.shape)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some members over some saved times of a run."""
+
+    members: range
+    times: range
+
+    def within(self, members: range, times: range) -> tuple[slice, slice] | None:
+        """Where this part lies in a block, as slices of the block; None where they do not meet."""
+        low, high = max(self.members.start, members.start), min(self.members.stop, members.stop)
+        first, last = max(self.times.start, times.start), min(self.times.stop, times.stop)
+        if low >= high or first >= last:
+            return None
+        return (
+            slice(low - members.start, high - members.start),
+            slice(first - times.start, last - times.start),
+        )
 
 
 @runtime_checkable

@@ -27,11 +27,16 @@ from workflow.config import (
     parse_experiment,
     refused_changes,
 )
+from workflow.checks import check
 from workflow.dynamics import build_system, parameters_of
-from workflow.interfaces import SPACE, HasExactScore, System, UserError
+from workflow.interfaces import SPACE, Field, HasExactScore, Part, Saved, System, UserError
+from workflow.recorded import find
 
 Notify = Callable[[str, int, int], None]
 """Called with (stage, blocks done, blocks in all)."""
+
+ENOUGH_MEMBERS = 8
+"""Members from which on they alone make the error bars."""
 
 ROUNDS_BLOCKS = 8
 """At most that many blocks of paired runs: the store stays small however many pairs there are."""
@@ -46,8 +51,24 @@ class Run:
 
     @cached_property
     def system(self) -> System:
-        """The system, built from its parameters."""
+        """The system, built from its parameters.
+
+        Raises:
+            UserError: the run is of recorded data.
+        """
+        if self.experiment.system is None:
+            raise UserError(f"{self.experiment.name} is a run of recorded data: nothing to step")
         return build_system(self.experiment.system)
+
+    @cached_property
+    def saved(self) -> Saved:
+        """What is saved at every time: of the system, or found in the user's data."""
+        if self.experiment.data is None:
+            return Saved(tuple(self.system.fields), self.system.shape, self.system.homogeneous)
+        found = self.experiment.data.found
+        assert found is not None, "written by open_run"
+        fields = tuple(Field(f.name, f.long_name, f.units) for f in found.fields)
+        return Saved(fields, found.shape, self.experiment.data.homogeneous)
 
     @property
     def ensemble(self) -> Path:
@@ -81,7 +102,7 @@ class Run:
     @property
     def space(self) -> tuple[str, ...]:
         """Names of the space axes."""
-        return SPACE[len(self.system.shape)]
+        return SPACE[len(self.saved.shape)]
 
     @property
     def steps_per_save(self) -> int:
@@ -108,7 +129,7 @@ class Run:
     def chunk_times(self) -> int:
         """Saved times in a chunk, which is one segment of simulation."""
         config = self.experiment.ensemble
-        snapshot = math.prod(self.system.shape) * np.dtype(config.dtype).itemsize
+        snapshot = self.saved.numbers // len(self.saved.fields) * np.dtype(config.dtype).itemsize
         return max(1, config.chunk // (snapshot * min(config.group, config.members)))
 
     @property
@@ -127,16 +148,58 @@ class Run:
         return range(first, min(first + self.chunk_times, self.times))
 
     @property
-    def test_members(self) -> range:
-        """Members held out of training: the last ones."""
-        members = self.experiment.ensemble.members
-        held = min(members - 1, max(1, round(self.experiment.score.split.test * members)))
-        return range(members - held, members)
+    def split_by(self) -> str:
+        """What is held out: members, or the end of the run where there is only one."""
+        by = self.experiment.score.split.by
+        if by == "auto":
+            return "member" if self.experiment.ensemble.members > 1 else "time"
+        return by
+
+    @property
+    def training(self) -> Part:
+        """Members and times that scores are learned from."""
+        return self._parts[0]
+
+    @property
+    def held_out(self) -> Part:
+        """Members and times that scores are tested on: the last ones."""
+        return self._parts[1]
+
+    @property
+    def _parts(self) -> tuple[Part, Part]:
+        split, members = self.experiment.score.split, self.experiment.ensemble.members
+        times = self.training_times
+        if self.split_by == "time":
+            held = min(times - 1, max(1, round(split.test * times)))
+            everyone = range(members)
+            return Part(everyone, range(times - held)), Part(everyone, range(times - held, times))
+        held = min(members - 1, max(1, round(split.test * members)))
+        first = members - held
+        return Part(range(first), range(times)), Part(range(first, members), range(times))
+
+    @property
+    def training_times(self) -> int:
+        """Saved times that training may see."""
+        until = self.experiment.score.split.until
+        every = self.experiment.ensemble.save_every
+        return self.times if until is None else min(self.times, round(until / every))
 
     @property
     def learned(self) -> list[str]:
         """Estimators that need a score, in the order of the stores."""
         return [e for e in self.experiment.response.estimators if e != "direct"]
+
+    @property
+    def trained(self) -> list[str]:
+        """Estimators that have to be trained."""
+        wanted = {self.experiment.score.estimator, *self.experiment.response.estimators}
+        return [name for name in ("neural", "kgmm") if name in wanted]
+
+    def trained_block(self, name: str) -> str:
+        """Receipt, and file in `score/`, of an estimator's final state."""
+        if name == "neural":
+            return f"step-{self.experiment.score.train.steps:08d}"
+        return "kgmm" if name == "kgmm" else "whitening"
 
     @property
     def lags(self) -> int:
@@ -152,6 +215,39 @@ class Run:
         return self.lags if limit is None else min(self.lags, round(limit / every))
 
     @property
+    def errors_by(self) -> str:
+        """What error bars resample: members where there are enough, else blocks of time."""
+        by = self.experiment.response.error.by
+        if by == "auto":
+            return "member" if self.experiment.ensemble.members >= ENOUGH_MEMBERS else "time"
+        return by
+
+    @property
+    def sum_times(self) -> int:
+        """Saved times of a block of sums, which is the unit of error bars in time.
+
+        It does not depend on the length of the run, so that a longer run only adds blocks.
+        """
+        chunk, every = self.chunk_times, self.experiment.ensemble.save_every
+        asked = self.experiment.response.error.block
+        lags = 16 if self.errors_by == "member" else 4
+        target = max(lags * self.lags, 64) if asked is None else max(1, round(asked / every))
+        if target >= chunk and asked is None:
+            return math.ceil(target / chunk) * chunk
+        return target
+
+    @property
+    def sum_blocks(self) -> list[range]:
+        """Saved times of every block of sums."""
+        size = self.sum_times
+        return [range(t, min(t + size, self.times)) for t in range(0, self.times, size)]
+
+    @property
+    def sums_per_task(self) -> int:
+        """Blocks of sums that one task makes: about as much data as a chunk holds."""
+        return max(1, self.chunk_times // self.sum_times)
+
+    @property
     def round_blocks(self) -> list[range]:
         """Rounds of paired runs (one pair a member) of each block; pairs are rounded up."""
         rounds = math.ceil(self.experiment.direct.pairs / self.experiment.ensemble.members)
@@ -160,19 +256,26 @@ class Run:
         return [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
     def key(self, stage: str) -> str:
-        """Hash of everything a stage's product depends on."""
+        """Hash of everything a stage's product depends on.
+
+        Not of the length or the members where more of them only add to the product.
+        """
         e = self.experiment.model_dump(mode="json")
-        content: list[Any] = [e["seed"], e["system"], e["ensemble"]]
-        if stage != "direct":
-            content.append(e["score"])
-        if stage in ("evaluate", "respond"):
-            content.append(e["response"]["estimators"])
-        if stage == "respond":
-            content.append(e["response"]["max_lag"])
-        if stage == "response":
-            content += [e["response"], e["direct"]]
+        whole = {name: e["ensemble"].pop(name) for name in ("members", "length")}
+        content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
+        response = e["response"]
         if stage == "direct":
-            content += [e["direct"], e["response"]["max_lag"]]
+            probes = (response["perturbations"], response["observables"])
+            return digest([*content, whole, e["direct"], response["max_lag"], probes])
+        content += [e["score"], whole["members"], self.training_times]
+        if stage in ("evaluate", "respond"):
+            content.append(response["estimators"])
+        if stage == "respond":
+            error = response["error"]
+            content += [response["max_lag"], error["by"], error["block"]]
+            content += [response["perturbations"], response["observables"]]
+        if stage == "response":
+            content += [response, e["direct"], whole]
         return digest(content)
 
     def renew(self, stage: str, *products: Path) -> None:
@@ -218,14 +321,37 @@ def open_run(source: str, runs: Path, settings: Sequence[str] = ()) -> Run:
     shipped = EXPERIMENTS / f"{source}.yaml"
     found = existing if existing.is_file() and not shipped.is_file() else None
     experiment = load_experiment(str(found or source), settings)
-    system = build_system(experiment.system)
-    resolved = {**experiment.model_dump(mode="json")}
-    resolved["system"] = parameters_of(system, experiment.system)
+    return open_experiment(experiment, runs, where)
+
+
+def open_experiment(experiment: Experiment, runs: Path, where: Path) -> Run:
+    """The run of a parsed experiment; paths in it are relative to `where`. As `open_run`."""
+    resolved = experiment.model_dump(mode="json")
+    if experiment.system is not None:
+        system = build_system(experiment.system)
+        resolved["system"] = parameters_of(system, experiment.system)
+    if experiment.data is not None:
+        data, decided = find(experiment.data, where)
+        resolved["data"] = data.model_dump(mode="json")
+        resolved["ensemble"] |= decided
+    if "estimators" not in experiment.response.model_fields_set:
+        resolved["response"]["estimators"] = _possible_estimators(experiment, resolved)
     experiment = parse_experiment(resolved)
     run = Run(runs / experiment.name, experiment)
     check(run)
     _refuse_changed_science(run)
     return run
+
+
+def _possible_estimators(experiment: Experiment, resolved: Mapping[str, Any]) -> list[str]:
+    """All that this experiment can have, where the user did not choose."""
+    learned = experiment.score.estimator
+    names = [learned] if learned in ("neural", "kgmm") else []
+    names.append("gaussian")
+    if experiment.system is not None:
+        exact = isinstance(build_system(resolved["system"]), HasExactScore)
+        names += [*(["exact"] if exact else []), "direct"]
+    return names
 
 
 def load_run(name: str | Path, runs: Path) -> Run:
@@ -285,50 +411,6 @@ def wall_times(run: Run) -> dict[str, float]:
     path = run.folder / "logs" / "wall_times.json"
     found: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
     return found
-
-
-def check(run: Run) -> None:
-    """Refuse what cannot give an answer.
-
-    Raises:
-        UserError: the first such thing, in one line.
-    """
-    e, system = run.experiment, run.system
-    if e.ensemble.members < 2:
-        raise UserError(f"ensemble.members={e.ensemble.members}: an error bar needs at least 2")
-    if len(system.fields) != 1 or not system.shape or not system.homogeneous:
-        raise UserError(
-            f"system.kind={e.system['kind']}: responses need one homogeneous field on a grid; "
-            f"it has {len(system.fields)} fields of shape {system.shape}"
-        )
-    _multiple("ensemble.save_every", e.ensemble.save_every, "system.dt", system.dt)
-    _multiple("ensemble.spinup", e.ensemble.spinup, "system.dt", system.dt)
-    _multiple("ensemble.length", e.ensemble.length, "ensemble.save_every", e.ensemble.save_every)
-    _multiple("response.max_lag", e.response.max_lag, "ensemble.save_every", e.ensemble.save_every)
-    if run.lags >= run.times:
-        raise UserError(
-            f"response.max_lag={e.response.max_lag:g} needs more than the {run.times} saved "
-            "samples; lower response.max_lag or lengthen ensemble.length"
-        )
-    wanted = {"exact", e.score.estimator} & {*e.response.estimators, e.score.estimator}
-    if "exact" in wanted and not isinstance(system, HasExactScore):
-        if "exact" in e.response.estimators or e.score.estimator == "exact":
-            raise UserError(
-                f"system.kind={e.system['kind']} has no exact score; remove 'exact' from "
-                "response.estimators"
-            )
-    if "neural" in e.response.estimators and e.score.estimator != "neural":
-        raise UserError(
-            f"response.estimators has 'neural' but score.estimator={e.score.estimator}; "
-            "set score.estimator: neural or remove it"
-        )
-
-
-def _multiple(name: str, value: float, unit_name: str, unit: float) -> None:
-    count = value / unit
-    if abs(count - round(count)) > 1e-6 * max(1.0, count):
-        near = max(1, round(count)) * unit
-        raise UserError(f"{name}={value:g} is no multiple of {unit_name}={unit:g}; use {near:g}")
 
 
 def _refuse_changed_science(run: Run) -> None:

@@ -1,32 +1,154 @@
-"""What is kicked and what is watched, by name.
-
-A perturbation is a direction u(x) in which the state is displaced; an observable is a function
-A(x) of the state. For a constant u the conjugate variable is B = -u . s, so a kick of one pixel
-needs the score of that pixel alone, and all pixels of a homogeneous field are the same kick.
-
-A new probe is one line here: `responses` labels its axes with the names.
-"""
+"""What observables and perturbations share: how they are named, and what is known of the data."""
 
 from __future__ import annotations
 
-from workflow.interfaces import Probe
+import difflib
+import importlib
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-OBSERVABLES = {"field": Probe(name="field")}
-"""A(x) by name. field: every pixel of one saved field, in units of the field."""
+import numpy as np
+import torch
+from torch import Tensor
 
-PERTURBATIONS = {"pixel": Probe(name="pixel")}
-"""u(x) by name. pixel: one pixel of one saved field moved by one unit of the field, div u = 0."""
+from workflow.interfaces import Saved, UserError, space_axes
+
+HIGHEST_MOMENT = 5
+"""Highest moment that is watched."""
 
 
-def label(probe: Probe, field: str, *, fields: int) -> str:
-    """Label of a probe of one field along the axes of `response.zarr`.
+@dataclass(frozen=True)
+class Statistics:
+    """What is known of the unperturbed data, from the snapshots that scores are learned from.
 
-    Args:
-        probe: observable or perturbation.
-        field: name of the saved field that it acts on.
-        fields: number of saved fields; the name of the field is added where there are several.
+    Per field, and per place too where the statistics depend on it.
 
-    Returns:
-        As "pixel" or "pixel:vorticity".
+    Attributes:
+        mean: `(field,)`, or `(field, *shape)` of inhomogeneous fields.
+        moments: central moments of order 0 to 5, `(order, *mean.shape)`.
+        low: smallest value of each field, `(field,)`.
+        high: largest value of each field, `(field,)`.
     """
-    return probe.name if fields == 1 else f"{probe.name}:{field}"
+
+    mean: Tensor
+    moments: Tensor
+    low: Tensor
+    high: Tensor
+
+    @classmethod
+    def fit(cls, x: Tensor, *, homogeneous: bool) -> Statistics:
+        """Statistics of snapshots `(batch, field, *shape)`, in float64."""
+        axes = (0, *space_axes(x)) if homogeneous else (0,)
+        count = math.prod(x.shape[axis] for axis in axes)
+        mean = x.mean(dim=axes, dtype=torch.float64)
+        like = mean.reshape(len(mean), *([1] * (x.ndim - 2) if homogeneous else mean.shape[1:]))
+        sums = torch.zeros(HIGHEST_MOMENT + 1, *mean.shape, dtype=torch.float64)
+        for part in x.split(4096):
+            deviation = part.double() - like
+            for order in range(HIGHEST_MOMENT + 1):
+                sums[order] += deviation.pow(order).sum(dim=axes)
+        flat = x.transpose(0, 1).reshape(x.shape[1], -1)
+        return cls(mean, sums / count, flat.min(1).values.double(), flat.max(1).values.double())
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors from which `Statistics(**state)` makes it again."""
+        names = ("mean", "moments", "low", "high")
+        return {name: getattr(self, name) for name in names}
+
+    def spread(self, field: int) -> float:
+        """Standard deviation of a field, root mean square over the places."""
+        return float(self.moments[2, field].mean().sqrt())
+
+
+def parse(spec: str | Mapping[str, Any], *, key: str) -> tuple[str, dict[str, Any]]:
+    """Kind and parameters of a probe, from its name or its mapping.
+
+    Raises:
+        UserError: a mapping without `kind`.
+    """
+    if isinstance(spec, str):
+        return spec, {}
+    parameters = dict(spec)
+    kind = parameters.pop("kind", None)
+    if not isinstance(kind, str):
+        raise UserError(f"{key}: {dict(spec)} has no kind; write it like {{kind: field}}")
+    return kind, parameters
+
+
+def refuse_rest(parameters: Mapping[str, Any], known: Collection[str], *, key: str) -> None:
+    """Refuse the parameters that nothing has taken.
+
+    Raises:
+        UserError: the first of them, with the nearest of the known ones.
+    """
+    for name in parameters:
+        raise UserError(f"unknown key '{key}.{name}'; {nearest(name, known)}")
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """A hint for a mistyped name."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"known: {', '.join(known)}" if known else "it takes none"
+
+
+def find_function(kind: str, *, key: str) -> Callable[..., Any]:
+    """The function of `module:function`.
+
+    Raises:
+        UserError: there is none.
+    """
+    module, _, name = kind.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{key}: {kind}: {error}; put the module beside the experiment file or on PYTHONPATH"
+        ) from None
+    if not callable(found):
+        raise UserError(f"{key}: {kind} is no function")
+    function: Callable[..., Any] = found
+    return function
+
+
+def fields_of(saved: Saved, parameters: dict[str, Any], *, key: str) -> list[int]:
+    """Indices of the fields that a probe is about: the one it names, else all."""
+    name = parameters.pop("field", None)
+    names = [field.name for field in saved.fields]
+    if name is None:
+        return list(range(len(names)))
+    if name not in names:
+        raise UserError(f"{key}.field={name}; {nearest(str(name), names)}")
+    return [names.index(name)]
+
+
+def label(kind: str, saved: Saved, field: int) -> str:
+    """Label of a probe of one field: as "pixel", or "pixel:vorticity" where there are several."""
+    return kind if len(saved.fields) == 1 else f"{kind}:{saved.fields[field].name}"
+
+
+def place_of(at: Any, shape: Sequence[int], *, key: str) -> tuple[int, ...]:
+    """A place of the grid from a list of whole numbers, y first."""
+    try:
+        place = tuple(int(i) for i in at)
+    except (TypeError, ValueError):
+        place = ()
+    inside = len(place) == len(shape) and all(-n <= i < n for i, n in zip(place, shape, strict=True))
+    if not inside:
+        raise UserError(f"{key}.at={at}: needs {len(shape)} grid indices within {tuple(shape)}")
+    return tuple(i % n for i, n in zip(place, shape, strict=True))
+
+
+def number(parameters: dict[str, Any], name: str, default: float | None, *, key: str) -> float:
+    """A number among the parameters.
+
+    Raises:
+        UserError: it is missing and has no default, or is no number.
+    """
+    value = parameters.pop(name, default)
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not np.isfinite(value):
+        raise UserError(f"{key}.{name}={value}: needs a number")
+    return float(value)

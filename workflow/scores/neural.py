@@ -67,8 +67,9 @@ class NeuralScore:
     def __call__(self, x: Tensor) -> Tensor:
         """Score `(batch, field, *shape)`, 1 / units of x, from that of the whitened field."""
         whitening = self.model.whitening
-        sigma = torch.tensor([self.model.process.sigma_min], dtype=x.dtype)
-        return whitening.score_from_white(self.model(whitening.whiten(x), sigma))
+        white = whitening.whiten(x).to(next(self.model.parameters()).dtype)
+        sigma = torch.tensor([self.model.process.sigma_min], dtype=white.dtype)
+        return whitening.score_from_white(self.model(white, sigma).to(x.dtype))
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,8 @@ def draw_batch(
     if model.homogeneous:
         x = roll_each(x, torch.from_numpy(rolls[mine]))
     sigma = model.process.noise_levels(torch.from_numpy(uniform[mine]))
-    return Batch(model.whitening.whiten(x), torch.from_numpy(z[mine]), sigma)
+    # Whitened before it is rounded: a large mean would cost float32 digits.
+    return Batch(model.whitening.whiten(x).float(), torch.from_numpy(z[mine]), sigma)
 
 
 def roll_each(x: Tensor, shifts: Tensor) -> Tensor:

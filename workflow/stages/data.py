@@ -1,35 +1,58 @@
-"""What several stages read: snapshots of the ensemble and the fitted score."""
+"""What several stages read: blocks of the ensemble, what was learned from it, what is asked of it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hpc.errors import CorruptBlock, MachineError
-from hpc.files import file_crc
+from hpc.files import atomic_write_bytes, file_crc
+from hpc.ledger import Receipt
 from hpc.stores import read_block
-from workflow.interfaces import ScoreEstimator
-from workflow.runs import Run
-from workflow.scores.closed_form import ExactScore, SpectralGaussian
+from workflow.interfaces import Part, ScoreEstimator
+from workflow.responses.channels import Channels
+from workflow.responses.observables import build_observables
+from workflow.responses.perturbations import build_perturbations
+from workflow.responses.probes import Statistics
+from workflow.runs import Run, load_run
+from workflow.scores.closed_form import ExactScore, Gaussian, gaussian_from
 from workflow.scores.neural import NeuralScore, WhitenedScore, with_parameters
 
+SAMPLE = 512
+"""Snapshots from which the constants are taken that channels are centred by."""
 
-def load_snapshots(run: Run, members: Sequence[int]) -> Tensor:
-    """All saved snapshots of some members, `(member * time, field, *shape)`, member-major.
+
+def load_snapshots(run: Run, part: Part) -> Tensor:
+    """All saved snapshots of a part of the run, `(member * time, field, *shape)`, member-major.
 
     Raises:
         CorruptBlock: a block is missing or damaged.
     """
-    parts = []
+    blocks = []
     for group in run.groups:
-        chosen = [m - group[0] for m in group if m in members]
-        if chosen:
-            parts.append(read_ensemble(run, group, range(run.times))[chosen])
-    x = torch.from_numpy(np.concatenate(parts))
-    return x.flatten(0, 1).float()
+        inside = part.within(group, range(run.times))
+        if inside is not None:
+            blocks.append(read_ensemble(run, group, range(run.times))[inside])
+    return torch.from_numpy(np.concatenate(blocks)).flatten(0, 1)
+
+
+def load_sample(run: Run) -> tuple[Tensor, list[tuple[int, int]]]:
+    """A few snapshots spread evenly over the training part, and their members and times.
+
+    The training part, so that a longer run has the same sample.
+    """
+    members, times = run.training.members, run.training.times
+    count = min(SAMPLE, len(members) * len(times))
+    at = np.linspace(0, len(times) - 1, count).round().astype(int)
+    places = [(members[i % len(members)], times[int(t)]) for i, t in enumerate(at)]
+    blocks = [read_ensemble(run, range(m, m + 1), range(t, t + 1)) for m, t in places]
+    return torch.from_numpy(np.concatenate(blocks)).flatten(0, 1), places
 
 
 def read_ensemble(run: Run, members: range, times: range) -> np.ndarray:
@@ -41,37 +64,83 @@ def read_ensemble(run: Run, members: range, times: range) -> np.ndarray:
     start = {"member": members.start, "time": times.start}
     size = {"member": len(members), "time": len(times)}
     fields = [
-        read_block(run.ensemble, field.name, start=start, size=size) for field in run.system.fields
+        read_block(run.ensemble, field.name, start=start, size=size) for field in run.saved.fields
     ]
     return np.stack(fields, axis=2)
 
 
-def load_whitening(run: Run) -> SpectralGaussian:
-    """The Gaussian fitted to the training members.
+def read_scores(run: Run, estimator: str, members: range, times: range) -> np.ndarray:
+    """Block of the scores of one estimator, `(member, time, field, *shape)`.
+
+    Raises:
+        CorruptBlock: a chunk is missing or damaged.
+    """
+    index = run.learned.index(estimator)
+    start = {"estimator": index, "member": members.start, "time": times.start}
+    size = {"estimator": 1, "member": len(members), "time": len(times)}
+    names = [f"score_{field.name}" for field in run.saved.fields]
+    blocks = [read_block(run.scores, name, start=start, size=size)[0] for name in names]
+    return np.stack(blocks, axis=2)
+
+
+def save_tensors(run: Run, block: str, path: str, content: Any) -> None:
+    """Write what training has found, and its receipt."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    atomic_write_bytes(run.folder / path, buffer.getvalue())
+    run.ledger("train").record(Receipt(block, {path: file_crc(run.folder / path)}))
+
+
+def load_whitening(run: Run) -> Gaussian:
+    """The Gaussian fitted to the training part.
 
     Raises:
         MachineError: not trained yet, or damaged.
     """
     content = _load_checked(run, "whitening", "score/whitening.pt")
-    return SpectralGaussian(content["mean"], content["spectrum"], run.system.shape)
+    return gaussian_from(content, run.saved.shape)
+
+
+def load_statistics(run: Run) -> Statistics:
+    """Means, moments and ranges of the training part; errors as `load_whitening`."""
+    return Statistics(**_load_checked(run, "statistics", "score/statistics.pt"))
 
 
 def load_estimator(run: Run, name: str) -> ScoreEstimator:
-    """A score estimator of the run by name.
+    """A score estimator of the run by name, kept while its files do not change.
 
     Raises:
         MachineError: not trained yet, or damaged.
     """
     if name == "exact":
         return ExactScore(run.system)
+    ledger = run.ledger("train")
+    receipts = [ledger.path(block) for block in ("whitening", run.trained_block(name))]
+    stamps = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in receipts)
+    return _load_estimator(str(run.folder), name, stamps)
+
+
+@lru_cache(maxsize=8)
+def _load_estimator(folder: str, name: str, _stamps: tuple[int, ...]) -> ScoreEstimator:
+    run = load_run(folder, Path("."))
     whitening = load_whitening(run)
     if name == "gaussian":
         return whitening
-    step = run.experiment.score.train.steps
-    block = f"step-{step:08d}"
+    block = run.trained_block(name)
     content = _load_checked(run, block, f"score/{block}.pt")
     model = WhitenedScore(whitening, run.experiment.score)
     return NeuralScore(with_parameters(model, content["average"]))
+
+
+def load_channels(run: Run) -> Channels:
+    """What is watched and kicked; errors as `load_whitening`."""
+    response = run.experiment.response
+    system = run.system if run.experiment.system is not None else None
+    return Channels.of(
+        run.saved,
+        build_observables(response.observables, run.saved, load_statistics(run)),
+        build_perturbations(response.perturbations, run.saved, system=system, where=run.folder),
+    )
 
 
 def _load_checked(run: Run, block: str, path: str) -> dict:

@@ -11,10 +11,11 @@ import distributed
 import numpy as np
 import torch
 
-from hpc.layout import Coordinate, Variable, create_store
+from hpc.layout import Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
 from workflow.runs import Notify, Run, load_run
+from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.data import load_estimator, load_whitening, read_ensemble
 
@@ -36,7 +37,7 @@ def evaluate(run: Run, client: Callable[[], distributed.Client], notify: Notify)
 
 
 def _lay_out(run: Run) -> None:
-    config, shape = run.experiment.ensemble, run.system.shape
+    config, shape = run.experiment.ensemble, run.saved.shape
     group = min(config.group, config.members)
     create_store(
         run.scores,
@@ -47,28 +48,30 @@ def _lay_out(run: Run) -> None:
                 (len(run.learned), config.members, run.times, *shape),
                 (1, group, run.chunk_times, *shape),
                 config.dtype,
-                {"long_name": f"gradient of log density along {field.name}", "units": "1"},
+                {
+                    "long_name": f"score of {field.long_name}",
+                    "units": "1" if field.units in ("1", "") else f"({field.units})-1",
+                },
             )
-            for field in run.system.fields
+            for field in run.saved.fields
         ],
         coordinates=[
-            Coordinate("estimator", np.array(run.learned), {"long_name": "score estimator"}),
-            Coordinate("member", np.arange(config.members), {"long_name": "ensemble member"}),
-            Coordinate(
-                "time",
-                (np.arange(run.times) + 1) * config.save_every,
-                {"long_name": "model time since the end of the spin-up", "units": "1"},
-            ),
+            coordinates.names("estimator", run.learned, "score estimator"),
+            coordinates.member(run),
+            coordinates.time(run),
         ],
         attrs={
             **run.attributes("scores on the ensemble"),
-            "test_members": list(run.test_members),
+            # What the scores have not seen in training.
+            "test_members": list(run.held_out.members),
+            "test_times": [run.held_out.times.start, run.held_out.times.stop],
         },
+        extendable=("member", "time"),
     )
 
 
 def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
-    """Scores of one block; its receipt carries sums for means and errors."""
+    """Scores of one block; its receipt carries sums for errors on what was held out."""
     started = time.perf_counter()
     torch.set_num_threads(1)
     run = load_run(folder, Path("."))
@@ -81,9 +84,10 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
         estimator = load_estimator(run, name)
         with torch.inference_mode():
             scores[name] = torch.cat([estimator(part) for part in x.split(BATCH)])
+        scores[name] = scores[name].reshape(block.shape)
         start = {"estimator": index, "member": members.start, "time": times.start}
-        for f, field in enumerate(run.system.fields):
-            values = scores[name].reshape(block.shape)[:, :, f].numpy()
+        for f, field in enumerate(run.saved.fields):
+            values = scores[name][:, :, f].numpy()
             written = write_block(
                 run.scores,
                 f"score_{field.name}",
@@ -91,33 +95,26 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
                 values=np.ascontiguousarray(values[None], dtype=run.experiment.ensemble.dtype),
             )
             files |= {f"scores.zarr/{key}": crc for key, crc in written.items()}
-    facts = {**facts_since(started), **_sums(run, x, scores, members)}
+    inside = run.held_out.within(members, times)
+    facts = facts_since(started)
+    if inside is not None:
+        facts |= _errors(run, {name: s[inside].flatten(0, 1) for name, s in scores.items()})
     return Receipt(f"scores-g{group:04d}-{segment:05d}", files, facts)
 
 
-def _sums(
-    run: Run, x: torch.Tensor, scores: dict[str, torch.Tensor], members: range
-) -> dict[str, Any]:
-    """Sums over the block: fields, scores, and squared score errors on held-out members.
+def _errors(run: Run, scores: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """Sums of squares of the exact score and of each one's distance from it, whitened.
 
-    Errors are in whitened coordinates, where every mode counts the same.
+    In whitened coordinates every mode counts the same.
     """
-    facts: dict[str, Any] = {
-        "count": x.numel(),
-        "x_sum": float(x.double().sum()),
-        "s_sum": {name: float(s.double().sum()) for name, s in scores.items()},
+    if "exact" not in scores:
+        return {}
+    whitening = load_whitening(run)
+
+    def square(s: torch.Tensor) -> float:
+        return float(whitening.score_to_white(s).double().square().sum())
+
+    return {
+        "exact_square": square(scores["exact"]),
+        "error_square": {name: square(s - scores["exact"]) for name, s in scores.items()},
     }
-    held = [m - members.start for m in members if m in run.test_members]
-    if "exact" in scores and held:
-        whitening = load_whitening(run)
-
-        def pick(s: torch.Tensor) -> torch.Tensor:
-            return s.reshape(len(members), -1, *s.shape[1:])[held].flatten(0, 1)
-
-        exact = pick(scores["exact"])
-        facts["exact_square"] = float(whitening.colour(exact).double().square().sum())
-        facts["error_square"] = {
-            name: float(whitening.colour(pick(s) - exact).double().square().sum())
-            for name, s in scores.items()
-        }
-    return facts

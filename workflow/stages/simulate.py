@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from hpc.chains import Task, run_chains
-from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
-from hpc.stores import consolidate, write_block
+from hpc.stores import consolidate
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 from workflow.interfaces import DTYPES, State, UserError
 from workflow.runs import Notify, Run, load_run
 from workflow.stages.blocks import facts_since
+from workflow.stages.ensemble import lay_out, write_segment
 from workflow.stages.restart import block_name, load_state, save_state
 
 
@@ -55,44 +55,6 @@ def simulate(run: Run, client: Callable[[], distributed.Client], notify: Notify)
     consolidate(run.ensemble)
 
 
-def lay_out(run: Run) -> None:
-    """Lay down the empty store, or lengthen the one there."""
-    config, system = run.experiment.ensemble, run.system
-    sizes = {"member": config.members, "time": run.times}
-    chunk = {"member": min(config.group, config.members), "time": run.chunk_times}
-    grids = dict(zip(run.space, system.shape, strict=True))
-    dims = ("member", "time", *run.space)
-    spacing = {name: 2 * np.pi / n for name, n in grids.items()}
-    create_store(
-        run.ensemble,
-        variables=[
-            Variable(
-                field.name,
-                dims,
-                tuple({**sizes, **grids}[d] for d in dims),
-                tuple({**grids, **chunk}[d] for d in dims),
-                config.dtype,
-                {"long_name": field.long_name, "units": field.units},
-            )
-            for field in system.fields
-        ],
-        coordinates=[
-            Coordinate("member", np.arange(config.members), {"long_name": "ensemble member"}),
-            Coordinate(
-                "time",
-                (np.arange(run.times) + 1) * config.save_every,
-                {"long_name": "model time since the end of the spin-up", "units": "1"},
-            ),
-            *[
-                Coordinate(n, np.arange(grids[n]) * spacing[n], {"long_name": n, "units": "1"})
-                for n in run.space
-            ],
-        ],
-        attrs=run.attributes("unperturbed ensemble"),
-        extendable=("member", "time"),
-    )
-
-
 def _blocks(run: Run, _group: int) -> list[int]:
     return [*range(-run.spinup_segments, 0), *range(run.segments)]
 
@@ -114,15 +76,7 @@ def simulate_segment(folder: str, group: int, segment: int) -> Receipt:
     if segment >= 0:
         values = torch.stack(snapshots, dim=1).numpy()
         _refuse_non_finite(run, values, members, segment)
-        start = {"member": members[0], "time": run.segment_times(segment)[0]}
-        for index, field in enumerate(run.system.fields):
-            written = write_block(
-                run.ensemble,
-                field.name,
-                start=start,
-                values=np.ascontiguousarray(values[:, :, index]),
-            )
-            files |= {f"ensemble.zarr/{name}": crc for name, crc in written.items()}
+        files |= write_segment(run, group, segment, values)
     files |= save_state(run, block_name(group, segment), state)
     return Receipt(block_name(group, segment), files, facts_since(started))
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import json
 
-import torch
-
-from hpc.files import atomic_write_bytes, file_crc
 from hpc.launch import launch_ranks
-from hpc.ledger import Receipt
+from workflow.responses.probes import Statistics
 from workflow.runs import Notify, Run
-from workflow.scores.closed_form import SpectralGaussian
-from workflow.stages.data import load_snapshots
+from workflow.scores.closed_form import fit_gaussian
+from workflow.stages.data import load_snapshots, save_tensors
 
 
 def train(run: Run, notify: Notify) -> None:
@@ -23,12 +19,10 @@ def train(run: Run, notify: Notify) -> None:
         MachineError: they failed; run again to continue from the last checkpoint.
     """
     run.renew("train", run.folder / "score")
+    _fit(run)
     ledger = run.ledger("train")
-    if "whitening" not in ledger.done():
-        snapshots = load_snapshots(run, range(run.test_members.start))
-        ledger.record(_save_whitening(run, SpectralGaussian.fit(snapshots)))
     steps = run.experiment.score.train.steps
-    if run.experiment.score.estimator != "neural":
+    if "neural" not in run.trained:
         notify("train", 1, 1)
         return
     notify("train", 0, steps)
@@ -50,9 +44,14 @@ def train(run: Run, notify: Notify) -> None:
     notify("train", steps, steps)
 
 
-def _save_whitening(run: Run, whitening: SpectralGaussian) -> Receipt:
-    buffer = io.BytesIO()
-    torch.save({"mean": whitening.mean, "spectrum": whitening.spectrum}, buffer)
-    path = run.folder / "score" / "whitening.pt"
-    atomic_write_bytes(path, buffer.getvalue())
-    return Receipt("whitening", {"score/whitening.pt": file_crc(path)})
+def _fit(run: Run) -> None:
+    """What is found without ranks: the Gaussian, and statistics of the data."""
+    done = run.ledger("train").done()
+    if {"whitening", "statistics"} <= done:
+        return
+    snapshots = load_snapshots(run, run.training)
+    homogeneous = run.saved.homogeneous
+    whitening = fit_gaussian(snapshots, homogeneous=homogeneous)
+    statistics = Statistics.fit(snapshots, homogeneous=homogeneous)
+    save_tensors(run, "whitening", "score/whitening.pt", whitening.state())
+    save_tensors(run, "statistics", "score/statistics.pt", statistics.state())

@@ -50,15 +50,14 @@ def main() -> int:
 def train_rank(run: Run, comm: Comm) -> None:
     """The training loop of one rank; rank 0 writes checkpoints and the log."""
     config = run.experiment.score.train
-    train_members = range(run.test_members.start)
     trainer = Trainer(
-        load_snapshots(run, train_members),
+        load_snapshots(run, run.training),
         load_whitening(run),
         config=run.experiment.score,
         seed=run.experiment.seed,
     )
     resume(run, trainer)
-    test = load_snapshots(run, run.test_members) if comm.rank == 0 else None
+    test = load_snapshots(run, run.held_out) if comm.rank == 0 else None
     if comm.rank == 0:
         _cut_log(run, trainer.step)
     comm.barrier()

@@ -1,0 +1,92 @@
+"""What of an experiment cannot give an answer, told before any work is done."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workflow.interfaces import HasExactScore, UserError
+
+if TYPE_CHECKING:
+    from workflow.runs import Run
+
+KGMM_NUMBERS = 8
+"""Most numbers of a snapshot for which clusters can cover the state space."""
+
+
+def check(run: Run) -> None:
+    """Refuse what cannot give an answer.
+
+    Raises:
+        UserError: the first such thing, in one line.
+    """
+    _check_times(run)
+    _check_members(run)
+    _check_estimators(run)
+
+
+def _check_times(run: Run) -> None:
+    e = run.experiment
+    if e.system is not None:
+        _multiple("ensemble.save_every", e.ensemble.save_every, "system.dt", run.system.dt)
+        _multiple("ensemble.spinup", e.ensemble.spinup, "system.dt", run.system.dt)
+    every = e.ensemble.save_every
+    _multiple("ensemble.length", e.ensemble.length, "ensemble.save_every", every)
+    _multiple("response.max_lag", e.response.max_lag, "ensemble.save_every", every)
+    if run.lags >= run.times:
+        raise UserError(
+            f"response.max_lag={e.response.max_lag:g} needs more than the {run.times} saved "
+            "samples; lower response.max_lag or lengthen ensemble.length"
+        )
+
+
+def _check_members(run: Run) -> None:
+    e, members = run.experiment, run.experiment.ensemble.members
+    if members > 1:
+        return
+    if e.system is not None and "direct" in e.response.estimators:
+        raise UserError("ensemble.members=1: an error bar needs at least 2 members for 'direct'")
+    if run.errors_by == "member" or run.split_by == "member":
+        key = "response.error.by" if run.errors_by == "member" else "score.split.by"
+        raise UserError(f"ensemble.members=1: an error bar needs at least 2; set {key}: time")
+    if len(run.sum_blocks) < 8:
+        raise UserError(
+            f"ensemble.members=1: an error bar needs at least 2 members, or 8 blocks of "
+            f"{run.sum_times} saved times; there are {run.times}: lengthen the run, lower "
+            "response.max_lag, or set response.error.block"
+        )
+
+
+def _check_estimators(run: Run) -> None:
+    e, saved = run.experiment, run.saved
+    wanted = {*e.response.estimators, e.score.estimator}
+    exact = "exact" in e.response.estimators or e.score.estimator == "exact"
+    if e.system is None:
+        for name in ("exact", "direct"):
+            if name in wanted:
+                raise UserError(
+                    f"response.estimators has '{name}', which recorded data cannot have; remove it"
+                )
+    elif exact and not isinstance(run.system, HasExactScore):
+        raise UserError(
+            f"system.kind={e.system['kind']} has no exact score; remove 'exact' from "
+            "response.estimators"
+        )
+    for name in ("neural", "kgmm"):
+        other = {"neural", "kgmm"} - {name}
+        if name in e.response.estimators and e.score.estimator not in (name, *other):
+            raise UserError(
+                f"response.estimators has '{name}' but score.estimator={e.score.estimator}; "
+                f"set score.estimator: {name} or remove it"
+            )
+    if "kgmm" in wanted and saved.numbers > KGMM_NUMBERS:
+        raise UserError(
+            f"score.estimator=kgmm: a snapshot has {saved.numbers} numbers, clusters can cover "
+            f"up to {KGMM_NUMBERS}; use neural"
+        )
+
+
+def _multiple(name: str, value: float, unit_name: str, unit: float) -> None:
+    count = value / unit
+    if abs(count - round(count)) > 1e-6 * max(1.0, count):
+        near = max(1, round(count)) * unit
+        raise UserError(f"{name}={value:g} is no multiple of {unit_name}={unit:g}; use {near:g}")

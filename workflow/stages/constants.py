@@ -1,0 +1,159 @@
+"""Constants of the correlations: what channels are centred by, and the recalibration of a score.
+
+Both come from the training part of the run. Centring changes no expectation, only the noise, so a
+sample serves. The recalibration is needed beforehand only for directions that depend on the state
+and for fields too large to kick every number of: error bars then hold it fixed.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import distributed
+import torch
+from torch import Tensor
+
+from hpc.files import atomic_write_bytes, file_crc
+from hpc.ledger import Receipt
+from workflow.responses.channels import Channels
+from workflow.responses.stein import LinearRecalibration, lag_zero_matrix
+from workflow.runs import Notify, Run, load_run
+from workflow.stages.blocks import facts_since, run_blocks
+from workflow.stages.data import load_estimator, load_sample, read_ensemble, read_scores
+
+STAGE = "respond"
+BATCH = 1024
+"""Snapshots whose products are summed together."""
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Constants of one estimator.
+
+    Attributes:
+        totals_a: mean of the totals of A, `(total,)`.
+        totals_b: mean of the totals of B, raw and, where there are two versions, recalibrated.
+        maps_a: mean of the observables of the place, `(observable,)`; empty without maps.
+        maps_b: mean of -s, `(field,)`; empty without maps.
+        recalibration: the map of scores, where it is needed beforehand.
+    """
+
+    totals_a: Tensor
+    totals_b: Tensor
+    maps_a: Tensor
+    maps_b: Tensor
+    recalibration: LinearRecalibration | None
+
+
+def find_constants(
+    run: Run, channels: Channels, client: Callable[[], distributed.Client], notify: Notify
+) -> None:
+    """Complete `constants/`."""
+    ledger = run.ledger(STAGE)
+    wanted = [name for name in run.learned if _block(name) not in ledger.done()]
+    if channels.versions == 2:
+        blocks = {
+            f"stein-{name}-g{group:04d}": (str(run.folder), name, group)
+            for name in wanted
+            for group in range(len(run.groups))
+        }
+        run_blocks(run, client, stage=STAGE, function=stein_block, blocks=blocks, notify=notify)
+    for name in wanted:
+        _save(run, _block(name), _constants(run, name, channels))
+
+
+def load_constants(run: Run, name: str) -> Constants:
+    """The constants of one estimator."""
+    path = run.folder / "constants" / f"{_block(name)}.pt"
+    return _load(str(path), path.stat().st_mtime_ns, run.saved.shape)
+
+
+@lru_cache(maxsize=8)
+def _load(path: str, _stamp: int, shape: tuple[int, ...]) -> Constants:
+    content = torch.load(path, weights_only=True)
+    inverse = content.pop("inverse", None)
+    repaired = None if inverse is None else LinearRecalibration(inverse, shape)
+    return Constants(**content, recalibration=repaired)
+
+
+def _block(name: str) -> str:
+    return f"constants-{name}"
+
+
+def _constants(run: Run, name: str, channels: Channels) -> dict[str, Tensor]:
+    x, places = load_sample(run)
+    s = torch.cat(
+        [
+            torch.from_numpy(read_scores(run, name, range(m, m + 1), range(t, t + 1)))
+            for m, t in places
+        ]
+    ).flatten(0, 1)
+    score = load_estimator(run, name)
+    kicks = [channels.conjugates(x, s, score)]
+    found: dict[str, Tensor] = {}
+    if channels.versions == 2:
+        repaired = LinearRecalibration.fit(
+            _stein(run, name), maps=run.saved.maps, shape=run.saved.shape
+        )
+        found["inverse"] = repaired.inverse
+        kicks.append(channels.conjugates(x, repaired(s), lambda y: repaired(score(y))))
+    maps = channels.maps_a(x) if run.saved.maps else None
+    found["totals_a"] = channels.observe(x, maps).double().mean(0)
+    found["totals_b"] = torch.cat(kicks, dim=1).double().mean(0)
+    nothing = torch.zeros(0, dtype=torch.float64)
+    found["maps_a"] = nothing if maps is None else maps.double().transpose(0, 1).flatten(1).mean(1)
+    found["maps_b"] = nothing if maps is None else -s.double().transpose(0, 1).flatten(1).mean(1)
+    return found
+
+
+def _stein(run: Run, name: str) -> Tensor:
+    """Lag-zero matrix of the training part, from its sums per group."""
+    total, count = torch.zeros(()), 0
+    for group in range(len(run.groups)):
+        path = run.folder / "constants" / f"stein-{name}-g{group:04d}.pt"
+        content = torch.load(path, weights_only=True)
+        total, count = total + content["sum"], count + int(content["count"])
+    return total / count
+
+
+def stein_block(folder: str, name: str, group: int) -> Receipt:
+    """Lag-zero sums of one group over the training part."""
+    started = time.perf_counter()
+    torch.set_num_threads(1)
+    run = load_run(folder, Path("."))
+    members = run.groups[group]
+    sums: Tensor = torch.zeros(())
+    count = 0
+    mean = load_sample(run)[0].double().mean(0)
+    if run.saved.maps:
+        mean = mean.mean(tuple(range(1, mean.ndim)), keepdim=True)
+    for segment in range(run.segments):
+        times = run.segment_times(segment)
+        inside = run.training.within(members, times)
+        if inside is None:
+            continue
+        x = torch.from_numpy(read_ensemble(run, members, times))[inside].flatten(0, 1)
+        s = torch.from_numpy(read_scores(run, name, members, times))[inside].flatten(0, 1)
+        for a, b in zip(x.split(BATCH), s.split(BATCH), strict=True):
+            sums = sums + lag_zero_matrix(a.double() - mean, b.double(), maps=run.saved.maps)
+            count += len(a)
+    block = f"stein-{name}-g{group:04d}"
+    files = _write(run, block, {"sum": sums, "count": torch.tensor(count)})
+    return Receipt(block, files, facts_since(started))
+
+
+def _write(run: Run, block: str, content: dict[str, Tensor]) -> dict[str, str]:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path = run.folder / "constants" / f"{block}.pt"
+    atomic_write_bytes(path, buffer.getvalue())
+    return {f"constants/{block}.pt": file_crc(path)}
+
+
+def _save(run: Run, block: str, content: dict[str, Tensor]) -> None:
+    run.ledger(STAGE).record(Receipt(block, _write(run, block, content)))

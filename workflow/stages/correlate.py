@@ -1,0 +1,189 @@
+"""Correlate: lagged products of every channel, summed per member and block of time.
+
+The sums of a block depend on the block alone, so a longer run only adds blocks.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import distributed
+import numpy as np
+import torch
+from torch import Tensor
+
+from hpc.layout import Coordinate, Variable, create_store
+from hpc.ledger import Receipt
+from hpc.stores import consolidate, write_block
+from workflow.responses.channels import Channels
+from workflow.responses.correlation import lag_sums
+from workflow.runs import Notify, Run, load_run
+from workflow.stages import coordinates
+from workflow.stages.blocks import facts_since, run_blocks
+from workflow.stages.constants import Constants, find_constants, load_constants
+from workflow.stages.data import load_channels, load_estimator, read_ensemble, read_scores
+
+STAGE = "respond"
+
+
+def correlate(run: Run, client: Callable[[], distributed.Client], notify: Notify) -> None:
+    """Complete `correlations.zarr`: sums of lagged products per member, block and estimator."""
+    run.renew(STAGE, run.correlations, run.response, run.folder / "constants")
+    if not run.learned:
+        return
+    channels = load_channels(run)
+    find_constants(run, channels, client, notify)
+    blocks = {
+        block_name(run, name, group, task): (str(run.folder), name, group, task)
+        for name in run.learned
+        for task in range(len(tasks(run)))
+        for group in range(len(run.groups))
+    }
+    _forget_stale(run, set(blocks))
+    _lay_out(run, channels)
+    run_blocks(run, client, stage=STAGE, function=correlate_block, blocks=blocks, notify=notify)
+    consolidate(run.correlations)
+
+
+def tasks(run: Run) -> list[list[range]]:
+    """Blocks of sums, as many together as one task makes."""
+    size, blocks = run.sums_per_task, run.sum_blocks
+    return [blocks[i : i + size] for i in range(0, len(blocks), size)]
+
+
+def block_name(run: Run, estimator: str, group: int, task: int) -> str:
+    """Name of a block; it holds how far the block sees, which a longer run may change."""
+    stop = min(tasks(run)[task][-1].stop + run.lags, run.times)
+    return f"sums-{estimator}-g{group:04d}-{task:05d}-until-{stop}"
+
+
+def _forget_stale(run: Run, expected: set[str]) -> None:
+    """Remove the sums at the old end of a run that has become longer."""
+    ledger = run.ledger(STAGE)
+    stale = {block for block in ledger.done() if block.startswith("sums-")} - expected
+    for block in sorted(stale):
+        for name in ledger.load(block).files:
+            (run.folder / name).unlink(missing_ok=True)
+        ledger.drop(block)
+
+
+def _lay_out(run: Run, channels: Channels) -> None:
+    config, saved = run.experiment.ensemble, run.saved
+    blocks, lags = len(run.sum_blocks), run.lags + 1
+    group, together = min(config.group, config.members), run.sums_per_task
+    head = ("estimator", "member", "block", "lag")
+    sizes = (len(run.learned), config.members, blocks, lags)
+    chunk = (1, group, together, lags)
+    watched, kicks = channels.totals_a, channels.totals_b * channels.versions
+    variables = [
+        Variable(
+            "totals",
+            (*head, "watched", "kick"),
+            (*sizes, watched, kicks),
+            (*chunk, watched, kicks),
+            "float64",
+            {"long_name": "sums of lagged products of totals"},
+        )
+    ]
+    if saved.maps:
+        fields, maps = len(saved.fields), len(channels.of_place)
+        variables.append(
+            Variable(
+                "maps",
+                (*head, "observable", "field", *(f"d{n}" for n in run.space)),
+                (*sizes, maps, fields, *saved.shape),
+                # One observable a chunk: error bars are made one observable at a time.
+                (*chunk, 1, fields, *saved.shape),
+                "float64",
+                {"long_name": "sums of lagged products, mean over the kicked place"},
+            )
+        )
+    create_store(
+        run.correlations,
+        variables=variables,
+        coordinates=[
+            coordinates.names("estimator", run.learned, "score estimator"),
+            coordinates.member(run),
+            Coordinate("block", np.arange(blocks), {"long_name": "block of time"}),
+            coordinates.lag(run, run.lags),
+        ],
+        attrs={
+            **run.attributes("sums of lagged products per member and block"),
+            "times_of_a_block": run.sum_times,
+            "displacement_order": "as of an FFT: 0, 1, ..., -1",
+        },
+        extendable=("member", "block"),
+    )
+
+
+def correlate_block(folder: str, name: str, group: int, task: int) -> Receipt:
+    """Lagged products of one estimator and group over the blocks of one task."""
+    started = time.perf_counter()
+    torch.set_num_threads(1)
+    run = load_run(folder, Path("."))
+    members, blocks = run.groups[group], tasks(run)[task]
+    channels, constants = load_channels(run), load_constants(run, name)
+    first, last = blocks[0].start, blocks[-1].stop
+    x = torch.from_numpy(
+        read_ensemble(run, members, range(first, min(last + run.lags, run.times)))
+    )
+    s = torch.from_numpy(read_scores(run, name, members, range(first, last)))
+    watched, kicks = _channels(run, name, channels, constants, x, s)
+    files: dict[str, str] = {}
+    at = {
+        "estimator": run.learned.index(name),
+        "member": members.start,
+        "block": blocks[0].start // run.sum_times,
+    }
+    for variable, a in watched.items():
+        sums = _sums(run, a, kicks[variable], blocks)[None]
+        files |= write_block(run.correlations, variable, start=at, values=sums)
+    files = {f"correlations.zarr/{key}": crc for key, crc in files.items()}
+    return Receipt(block_name(run, name, group, task), files, facts_since(started))
+
+
+def _channels(
+    run: Run, name: str, channels: Channels, constants: Constants, x: Tensor, s: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Centred A and B of a block, `(member, time, channel[, *shape])`, by variable of the store."""
+    flat = x.flatten(0, 1)
+    maps = channels.maps_a(flat) if run.saved.maps else None
+    totals = channels.observe(flat, maps) - constants.totals_a.to(x.dtype)
+    watched = {"totals": totals.unflatten(0, x.shape[:2])}
+    past, scores = x[:, : s.shape[1]].flatten(0, 1), s.flatten(0, 1)
+    score = load_estimator(run, name)
+    conjugates = [channels.conjugates(past, scores, score)]
+    if channels.versions == 2:
+        repaired = constants.recalibration
+        assert repaired is not None
+        conjugates.append(
+            channels.conjugates(past, repaired(scores), lambda y: repaired(score(y)))
+        )
+    b = torch.cat(conjugates, dim=1) - constants.totals_b.to(x.dtype)
+    kicks = {"totals": b.unflatten(0, s.shape[:2])}
+    if maps is not None:
+        a = maps - _like(constants.maps_a, x)
+        watched["maps"] = a.unflatten(0, x.shape[:2])
+        kicks["maps"] = -s - _like(constants.maps_b, x)
+    return watched, kicks
+
+
+def _like(per_channel: Tensor, x: Tensor) -> Tensor:
+    """Numbers per channel, made to broadcast over space."""
+    return per_channel.to(x.dtype).reshape(-1, *[1] * (x.ndim - 3))
+
+
+def _sums(run: Run, a: Tensor, b: Tensor, blocks: list[range]) -> np.ndarray:
+    """Sums of every block, `(member, block, lag, A, B, *shape)`."""
+    first = blocks[0].start
+    parts = [
+        lag_sums(
+            a[:, block.start - first : block.stop - first + run.lags],
+            b[:, block.start - first : block.stop - first],
+            max_lag=run.lags,
+        )
+        for block in blocks
+    ]
+    return np.stack(parts, axis=1)
