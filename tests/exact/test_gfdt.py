@@ -20,7 +20,8 @@ from workflow.responses.recalibration import (
     stein_spectrum,
     unresolved_modes,
 )
-from workflow.responses.statistics import bootstrap
+from workflow.responses.resampling import Units
+from workflow.responses.statistics import estimate
 
 
 def streamed(x, s, *, max_lag, block=None, **means):
@@ -148,8 +149,9 @@ def test_response_of_a_linear_field_is_its_propagator():
     response = streamed(x, per_mode(x, -1 / variance), max_lag=12)
     lag = np.arange(13)[:, None, None]
     expected = np.fft.ifft2(factor**lag).real
-    estimate = bootstrap(response, samples=400, seed=1)
-    assert (np.abs(estimate.value - expected) < 4 * estimate.standard_error).all()
+    units = Units(256, blocks=1, moving=1)
+    found = estimate(response[:, None], np.ones((1, 13)), units=units, samples=400, seed=1)
+    assert (np.abs(found.value - expected) < 4 * found.standard_error).all()
 
 
 def test_gaussian_score_gives_the_ratio_of_lagged_covariances():

@@ -4,85 +4,76 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.signal import lfilter
+from scipy.stats import norm
+from scipy.stats import t as student
 
 from workflow.interfaces import UserError
 from workflow.responses import statistics
-from workflow.responses.correlation import LagCorrelation
 from workflow.responses.recalibration import recalibrate
-from workflow.responses.statistics import (
-    bootstrap,
-    distance,
-    member_weights,
-    resampled_means,
-)
+from workflow.responses.resampling import Units, ratio, unit_weights
+from workflow.responses.statistics import critical_value, distance, estimate, jackknife
 
 
-def test_weights_are_means_and_shared_by_equal_seeds():
-    weights = member_weights(7, samples=50, seed=3)
-    assert weights.shape == (50, 7)
-    assert np.allclose(weights.sum(axis=1), 1.0)
-    assert (weights == member_weights(7, samples=50, seed=3)).all()
-    assert (weights != member_weights(7, samples=50, seed=4)).any()
+def resampled_means(per_member, *, samples, seed):
+    """Resampled means over members `(member, ...)`, `(sample, ...)`."""
+    units = Units(len(per_member), blocks=1, moving=1)
+    weights = unit_weights(units, samples=samples, seed=seed)
+    return ratio(per_member[:, None], np.ones((1, per_member.shape[1])), weights)
 
 
-@pytest.mark.parametrize("members", [2, 3, 16])
-def test_standard_error_of_a_mean_is_the_unbiased_one(members):
-    """Drawing all members instead would give sqrt((m - 1) / m) of it: 0.71 for two."""
-    x = np.random.default_rng(1).standard_normal((members, 5)) + 1e6
-    estimate = bootstrap(x, samples=20000, seed=2)
-    expected = x.std(axis=0, ddof=1) / np.sqrt(members)
-    # Relative error of a standard deviation from 20000 draws: below 1 %, 4 of them below 4 %.
-    assert np.allclose(estimate.standard_error, expected, rtol=0.04)
-    assert np.allclose(estimate.value, x.mean(axis=0), rtol=1e-15)
+def test_error_bar_of_a_mean_is_its_own_scatter():
+    """A large mean must not cancel the digits of the small scatter."""
+    x = np.random.default_rng(1).standard_normal((16, 1, 5)) + 1e6
+    found = estimate(x, np.ones((1, 5)), units=Units(16, 1, 1), samples=20000, seed=2)
+    expected = x[:, 0].std(axis=0, ddof=1) / 4
+    assert np.allclose(found.standard_error, expected, rtol=0.04)
+    assert np.allclose(found.value, x.mean(axis=(0, 1)), rtol=1e-15)
+    assert np.allclose(found.high - found.value, student.ppf(0.975, 15) * found.standard_error)
+    assert np.allclose(found.value - found.low, found.high - found.value)
 
 
-def test_chunks_of_resamples_change_nothing(monkeypatch):
-    response = np.random.default_rng(4).standard_normal((6, 3, 4, 4)) * 0.01
-    response[:, 0, 0, 0] += 1.0
+@pytest.mark.parametrize("bands", ["pointwise", "simultaneous"])
+def test_chunks_of_resamples_change_nothing(monkeypatch, bands):
+    sums = np.random.default_rng(4).standard_normal((6, 2, 3, 4, 4)) * 0.01
+    sums[:, :, 0, 0, 0] += 1.0
+    pairs = np.array([[1.0, 1.0, 1.0], [1.0, 0.9, 0.8]])
 
-    def repaired(means):
-        return recalibrate(means, space=2).response
+    def repaired(response):
+        return recalibrate(response, space=2).response
 
-    whole = bootstrap(response, repaired, samples=100, seed=5)
-    monkeypatch.setattr(statistics, "_CHUNK_NUMBERS", 7 * response[0].size)
-    chunked = bootstrap(response, repaired, samples=100, seed=5)
-    assert np.abs(chunked.standard_error - whole.standard_error).max() < 1e-12
+    settings = {"units": Units(6, 2, 2), "samples": 100, "seed": 5, "bands": bands}
+    whole = estimate(sums, pairs, repaired, **settings)
+    monkeypatch.setattr(statistics, "_CHUNK_NUMBERS", 7 * sums[0, 0].size)
+    chunked = estimate(sums, pairs, repaired, **settings)
+    assert np.abs(chunked.high - whole.high).max() < 1e-12
     # Lag 0 of a recalibrated response is the identity in every resample.
     assert whole.standard_error[0].max() < 1e-12 < whole.standard_error[1].min()
+    assert np.isfinite(whole.low).all()
 
 
-def ou_runs(runs, length, decay, rng):
-    """Unit-variance OU at its saved times, `(run, time)`."""
-    noise = rng.standard_normal((runs, length)) * np.sqrt(1 - decay**2)
-    noise[:, 0] /= np.sqrt(1 - decay**2)
-    return lfilter([1.0], [1.0, -decay], noise, axis=1)
+@pytest.mark.parametrize("numbers", [1, 12])
+def test_simultaneous_bands_are_as_wide_as_independent_numbers_need(numbers):
+    """Largest of 12 independent Gaussians: 2 Phi(-c) = 1 - 0.95^(1/12); copies cost nothing."""
+    rng = np.random.default_rng(3)
+    draws = np.repeat(rng.standard_normal((40000, numbers)), 3, axis=1)
+    found = critical_value(np.abs(draws).max(axis=1), freedom=1e6, level=0.95)
+    expected = norm.isf((1 - 0.95 ** (1 / numbers)) / 2)
+    density = numbers * 2 * norm.pdf(expected) * 0.95 ** (1 - 1 / numbers)
+    assert abs(found - expected) < 4 * np.sqrt(0.95 * 0.05 / 40000) / density
+    # Few degrees of freedom widen them as they widen one interval.
+    few = critical_value(np.abs(draws).max(axis=1), freedom=5, level=0.95)
+    assert few == pytest.approx(student.isf(norm.sf(found), 5), rel=1e-4)
 
 
-@pytest.mark.parametrize("members", [4, 32])
-@pytest.mark.parametrize("recalibrated", [False, True])
-def test_intervals_of_95_percent_cover_the_ou_propagator(members, recalibrated):
-    """Score of unit-variance OU is -x, so R(t) = exp(-A t) (T19)."""
-    rate, step, replicas, max_lag = 1.0, 0.2, 200, 10
-    rng = np.random.default_rng(7)
-    x = ou_runs(replicas * members, 200, np.exp(-rate * step), rng)
-    correlation = LagCorrelation((), max_lag=max_lag, length=200)
-    correlation.add(x, -x)
-    responses = correlation.result().reshape(replicas, members, max_lag + 1)
-    expected = np.exp(-rate * step * np.arange(max_lag + 1))
-
-    def repaired(means):
-        return recalibrate(means, space=0, unresolved=np.zeros((), dtype=bool)).response
-
-    covered = []
-    for replica, response in enumerate(responses):
-        statistic = repaired if recalibrated else None
-        estimate = bootstrap(response, statistic, samples=200, seed=replica)
-        inside = (estimate.low <= expected) & (expected <= estimate.high)
-        covered.append(inside[1:])
-    # All lags together: one lag alone scatters by 1.5 % over 200 replicas.
-    assert 0.90 <= np.mean(covered) <= 0.98
-    assert (np.mean(covered, axis=0) > 0.88).all()
+def test_jackknife_finds_the_bias_of_a_square():
+    """E xbar^2 - mu^2 = sigma^2 / G, which the jackknife estimates without bias by s^2 / G."""
+    x = np.random.default_rng(5).standard_normal((40, 1, 3)) + 2.0
+    found = jackknife(x, np.ones((1, 3)), lambda r: r**2, units=Units(40, 1, 1))
+    variance = x[:, 0].var(axis=0, ddof=1) / 40
+    assert np.allclose(found.bias, variance, rtol=1e-10)
+    linear = jackknife(x, np.ones((1, 3)), units=Units(40, 1, 1))
+    assert np.abs(linear.bias).max() < 1e-12
+    assert np.allclose(linear.standard_error, np.sqrt(variance), rtol=1e-12)
 
 
 @pytest.mark.parametrize("separation", [0.0, 0.3])
@@ -97,10 +88,8 @@ def test_distance_without_its_noise_is_unbiased(separation):
         d = distance(
             model.mean(axis=0),
             truth.mean(axis=0),
-            estimate_samples=resampled_means(model, member_weights(6, samples=50, seed=replica)),
-            reference_samples=resampled_means(
-                truth, member_weights(8, samples=50, seed=10_000 + replica)
-            ),
+            estimate_samples=resampled_means(model, samples=50, seed=replica),
+            reference_samples=resampled_means(truth, samples=50, seed=10_000 + replica),
         )
         squared.append(d.l2_squared)
         plain.append(d.l2**2)
@@ -119,12 +108,11 @@ def test_shared_draws_cancel_the_common_noise():
     rng = np.random.default_rng(9)
     first = rng.standard_normal((10, 3, 20))
     second = first + 0.1
-    weights = member_weights(10, samples=200, seed=1)
     d = distance(
         second.mean(axis=0),
         first.mean(axis=0),
-        estimate_samples=resampled_means(second, weights),
-        reference_samples=resampled_means(first, weights),
+        estimate_samples=resampled_means(second, samples=200, seed=1),
+        reference_samples=resampled_means(first, samples=200, seed=1),
     )
     assert np.allclose(d.l2, 0.1 * np.sqrt(20)) and np.allclose(d.linf, 0.1)
     assert (d.l2_standard_error < 1e-12).all() and (d.noise < 1e-24).all()
@@ -134,17 +122,13 @@ def test_shared_draws_cancel_the_common_noise():
 def test_distance_to_a_known_reference_has_the_noise_of_one_side():
     rng = np.random.default_rng(10)
     x = rng.standard_normal((50, 1, 400))
-    samples = resampled_means(x, member_weights(50, samples=2000, seed=2))
+    samples = resampled_means(x, samples=2000, seed=2)
     d = distance(x.mean(axis=0), np.zeros((1, 400)), estimate_samples=samples)
     assert np.allclose(d.noise, 400 / 50, rtol=0.05)
     with pytest.raises(ValueError, match="all need the same lags and places"):
         distance(x.mean(axis=0), np.zeros((1, 399)), estimate_samples=samples)
 
 
-def test_error_bars_without_members_are_refused():
-    with pytest.raises(UserError, match="ensemble.members=1: an error bar needs at least 2"):
-        bootstrap(np.zeros((1, 4)))
+def test_a_level_that_is_no_probability_is_refused():
     with pytest.raises(UserError, match="response.error.level=95"):
-        bootstrap(np.zeros((3, 4)), level=95)
-    with pytest.raises(ValueError, match="3 members with weights for 4"):
-        resampled_means(np.zeros((3, 2)), member_weights(4, samples=5, seed=0))
+        estimate(np.zeros((3, 1, 4)), np.ones((1, 4)), units=Units(3, 1, 1), level=95)

@@ -4,7 +4,8 @@
     gfdt           the same for labelled arrays
     direct         the truth: pairs of runs with and against a kick
     recalibration  lag 0 made the identity where the score sees the mode
-    statistics     error bars from members, distances free of noise
+    resampling     resamples of members, or of stretches of time where members are few
+    statistics     error bars through any statistic, distances free of noise
     probes         what is kicked and what is watched
 
 Labelled (xarray) outside, array kernels inside.

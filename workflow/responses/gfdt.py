@@ -41,7 +41,7 @@ def impulse_response(
         R per member, dims (member, lag, dy, dx), without dy or without both for fewer space
         dimensions; lag in units of the time coordinate, displacements in grid steps of the
         responder from the kicked pixel. Average over members last: their spread is the error
-        bar (`statistics.bootstrap`).
+        bar (`statistics.estimate`).
 
     Raises:
         UserError: dims that do not fit, uneven times, or lags that no pair of samples spans.

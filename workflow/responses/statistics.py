@@ -1,35 +1,33 @@
-"""Error bars from independent members, and distances between responses that know their noise.
+"""Error bars of responses, and distances between responses that know their noise.
 
-Members are the only independent units of an ensemble (times of one run are correlated), so they
-are what is resampled. A resample is a row of weights over the members: the weighted mean of any
-per-member array is one matrix product, and estimators that share the weights share the draws,
-so their difference is paired.
-
-A resample draws members - 1 members, not all of them: its variance of a mean is then
-sum (x - mean)^2 / (m (m - 1)), the unbiased one, also with few members. Intervals are
-value +- t_{m-1} * standard error (Student), because with few members the error bar is itself
-uncertain; they need only running sums over the resamples, so memory does not grow with their
-number, as percentiles would.
+Every statistic (recalibration, a norm, a forecast) is applied to the response of each resample
+of `resampling`. Intervals are value +- c * standard error. Pointwise c is Student's, because with
+few independent units the error bar is itself uncertain; simultaneously over all lags and places c
+is the quantile of the largest |R_b - R| / standard error of the resamples. Both need only running
+sums over the resamples, so memory does not grow with their number, as percentiles would.
 
 Source: B. Efron, The Jackknife, the Bootstrap and Other Resampling Plans (1982);
-P. J. McCarthy and C. B. Snowden, The Bootstrap and Finite Population Sampling (1985).
+J. L. Montiel Olea and M. Plagborg-Moller, J. Appl. Econom. 34, 1 (2019), simultaneous bands.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 from scipy.stats import t as student
 
 from workflow.interfaces import UserError
+from workflow.responses.resampling import Units, jackknife_weights, ratio, unit_weights
 
 Floats = NDArray[np.floating]
 
 _CHUNK_NUMBERS = 1 << 23
-"""Numbers of one chunk of resampled means: 64 MiB in float64."""
+"""Numbers of one chunk of resampled responses: 64 MiB in float64."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +35,8 @@ class Estimate:
     """A value with its error bar, all of one shape.
 
     Attributes:
-        value: statistic of the mean over all members.
-        standard_error: its standard deviation under resampling of the members.
+        value: statistic of the response of the whole ensemble.
+        standard_error: its standard deviation under resampling.
         low: lower end of the confidence interval.
         high: upper end of the confidence interval.
     """
@@ -47,6 +45,21 @@ class Estimate:
     standard_error: Floats
     low: Floats
     high: Floats
+
+
+@dataclass(frozen=True)
+class Jackknife:
+    """What leaving one independent group out at a time says about a value.
+
+    Attributes:
+        bias: expectation of the value minus its limit, to first order in 1 / groups; it is what
+            a nonlinear statistic adds, and small against the standard error or the error bar is
+            not to be trusted.
+        standard_error: an independent check of the resampled one.
+    """
+
+    bias: Floats
+    standard_error: Floats
 
 
 @dataclass(frozen=True)
@@ -78,114 +91,128 @@ class Distance:
     l2_corrected_standard_error: Floats
 
 
-def member_weights(members: int, *, samples: int, seed: int) -> Floats:
-    """Weights of the members in each bootstrap resample.
-
-    The same arguments give the same draws: use them for every estimator of one ensemble. Use
-    another seed for another ensemble.
-
-    Args:
-        members: independent members.
-        samples: number of resamples.
-        seed: of the draws.
-
-    Returns:
-        Multinomial counts over members - 1 draws, divided by members - 1,
-        `(sample, member)`; every row sums to 1.
-
-    Raises:
-        UserError: fewer than 2 members or resamples.
-    """
-    _check_members(members)
-    if samples < 2:
-        raise UserError(f"response.error.samples={samples}: an error bar needs at least 2")
-    draws = members - 1
-    generator = np.random.Generator(np.random.Philox(seed))
-    counts = generator.multinomial(draws, np.full(members, 1 / members), size=samples)
-    return counts / draws
+Statistic = Callable[[Floats], Floats]
+"""Maps responses `(sample, lag, ...)` to numbers `(sample, ...)`, each sample by itself."""
 
 
-def resampled_means(per_member: Floats, weights: Floats) -> Floats:
-    """Mean over the members of every resample, as one matrix product.
-
-    Args:
-        per_member: `(member, ...)`.
-        weights: `(sample, member)` from `member_weights`, or any slice of its rows.
-
-    Returns:
-        `(sample, ...)`, float64.
-
-    Raises:
-        ValueError: another number of members than the weights have.
-    """
-    if weights.shape[-1] != per_member.shape[0]:
-        raise ValueError(
-            f"{per_member.shape[0]} members with weights for {weights.shape[-1]}; "
-            "draw the weights for this ensemble"
-        )
-    flat = np.asarray(per_member, dtype=np.float64).reshape(per_member.shape[0], -1)
-    return (weights @ flat).reshape(len(weights), *per_member.shape[1:])
-
-
-def bootstrap(
-    per_member: Floats,
-    statistic: Callable[[Floats], Floats] | None = None,
+def estimate(
+    sums: Floats,
+    pairs: Floats,
+    statistic: Statistic | None = None,
     *,
+    units: Units,
     samples: int = 500,
     level: float = 0.95,
     seed: int = 0,
+    bands: Literal["pointwise", "simultaneous"] = "pointwise",
 ) -> Estimate:
-    """Statistic of the member mean, with its standard error and confidence interval.
+    """Statistic of the response, with its standard error and confidence interval.
 
     Args:
-        per_member: `(member, ...)`, members independent.
-        statistic: maps means `(sample, ...)` to numbers `(sample, ...)`, each sample by itself
-            (recalibration, a ratio, a norm); the mean itself by default.
-        samples: number of resamples.
-        level: coverage of the interval, between 0 and 1.
-        seed: of the draws; equal seeds and members give equal draws.
+        sums: S `(member, block, lag, ...)`.
+        pairs: n `(block, lag)`.
+        statistic: recalibration, a norm, ...; the response itself by default.
+        units: what is resampled, from `resampling.resampling_units`.
+        samples: number of resamples; simultaneous bands want 1000.
+        level: coverage, between 0 and 1.
+        seed: of the draws; equal seeds and units give equal draws.
+        bands: pointwise covers each number with this probability; simultaneous covers all of
+            them together, and is wider.
 
     Returns:
         The estimate in the shape and units of the statistic.
 
     Raises:
-        UserError: fewer than 2 members, or a level that is no probability.
+        UserError: a level that is no probability, or a lag without pairs.
     """
-    members = per_member.shape[0]
-    weights = member_weights(members, samples=samples, seed=seed)
+    _check_level(level)
     apply = statistic if statistic is not None else _itself
-    value = np.asarray(apply(per_member.mean(axis=0, dtype=np.float64)[None])[0])
-    chunk = max(1, _CHUNK_NUMBERS // max(1, per_member[0].size))
+    value = np.asarray(apply(ratio(sums, pairs)[None])[0])
+    weights = unit_weights(units, samples=samples, seed=seed)
     total, squares = np.zeros_like(value), np.zeros_like(value)
-    for first in range(0, samples, chunk):
-        # Deviations from the value: sums of squares of large means would cancel.
-        deviation = apply(resampled_means(per_member, weights[first : first + chunk])) - value
+    for deviation in _deviations(sums, pairs, apply, value, weights):
         total += deviation.sum(axis=0)
         squares += (deviation**2).sum(axis=0)
     variance = (squares - total**2 / samples) / (samples - 1)
     error = np.sqrt(np.maximum(variance, 0.0))
-    return with_interval(value, error, members=members, level=level)
+    if bands == "pointwise":
+        return with_interval(value, error, freedom=units.degrees_of_freedom, level=level)
+    # What is fixed by construction (lag 0 of a recalibrated response) has rounding for an error.
+    safe = np.where(error > 1e-12 * np.abs(value).max(initial=0.0), error, np.inf)
+    largest = [
+        (np.abs(deviation) / safe).reshape(len(deviation), -1).max(axis=1)
+        for deviation in _deviations(sums, pairs, apply, value, weights)
+    ]
+    width = critical_value(np.concatenate(largest), freedom=units.degrees_of_freedom, level=level)
+    return Estimate(value, error, value - width * error, value + width * error)
 
 
-def with_interval(value: Floats, standard_error: Floats, *, members: int, level: float) -> Estimate:
-    """Student interval around a value, value +- t_{members-1} * standard_error.
+def critical_value(largest: Floats, *, freedom: float, level: float) -> float:
+    """Half-width of simultaneous bands, in standard errors.
+
+    The quantile of the largest standardised deviation, taken as if errors were known, says how
+    many independent numbers there are; Student's quantile at the same tail pays for estimating
+    the standard errors.
+
+    Args:
+        largest: max |R_b - R| / standard error of every resample, `(sample,)`.
+        freedom: degrees of freedom of the standard errors.
+        level: probability that all numbers are covered.
+
+    Returns:
+        Between the pointwise value and Bonferroni's.
+    """
+    tail = 2 * norm.sf(np.quantile(largest, level))
+    return float(student.isf(min(tail, 1 - level) / 2, freedom))
+
+
+def jackknife(
+    sums: Floats, pairs: Floats, statistic: Statistic | None = None, *, units: Units
+) -> Jackknife:
+    """Bias and standard error of a statistic, from leaving out one group of units at a time.
+
+        bias = (G - 1) (mean_g T_g - T),   variance = (G - 1) / G sum_g (T_g - mean T_g)^2
+
+    Args:
+        sums: S `(member, block, lag, ...)`.
+        pairs: n `(block, lag)`.
+        statistic: the response itself by default.
+        units: what is left out, from `resampling.resampling_units`.
+
+    Returns:
+        Both in the shape and units of the statistic; subtract the bias to correct for it.
+    """
+    apply = statistic if statistic is not None else _itself
+    value = np.asarray(apply(ratio(sums, pairs)[None])[0])
+    weights = jackknife_weights(units)
+    groups = len(weights)
+    total, squares = np.zeros_like(value), np.zeros_like(value)
+    for deviation in _deviations(sums, pairs, apply, value, weights):
+        total += deviation.sum(axis=0)
+        squares += (deviation**2).sum(axis=0)
+    scatter = np.maximum(squares - total**2 / groups, 0.0)
+    return Jackknife((groups - 1) / groups * total, np.sqrt((groups - 1) / groups * scatter))
+
+
+def with_interval(
+    value: Floats, standard_error: Floats, *, freedom: float, level: float
+) -> Estimate:
+    """Student interval around a value, value +- t_freedom * standard_error.
 
     Args:
         value: any shape.
         standard_error: same shape.
-        members: independent members behind the standard error.
+        freedom: degrees of freedom of the standard error, `Units.degrees_of_freedom`.
         level: coverage of the interval, between 0 and 1.
 
     Returns:
         The estimate with both ends.
 
     Raises:
-        UserError: fewer than 2 members, or a level that is no probability.
+        UserError: a level that is no probability.
     """
-    _check_members(members)
-    if not 0.0 < level < 1.0:
-        raise UserError(f"response.error.level={level}: needs to be between 0 and 1, as 0.95")
-    half_width = student.ppf(0.5 + level / 2, members - 1) * standard_error
+    _check_level(level)
+    half_width = student.ppf(0.5 + level / 2, freedom) * standard_error
     return Estimate(value, standard_error, value - half_width, value + half_width)
 
 
@@ -247,11 +274,23 @@ def distance(
     )
 
 
-def _itself(means: Floats) -> Floats:
-    return means
+def _deviations(
+    sums: Floats, pairs: Floats, apply: Statistic, value: Floats, weights: Floats
+) -> Iterator[Floats]:
+    """Statistic of the resamples minus its value, in chunks of resamples.
+
+    Deviations, because sums of squares of large values would cancel.
+    """
+    chunk = max(1, _CHUNK_NUMBERS // max(1, sums[0, 0].size))
+    for first in range(0, len(weights), chunk):
+        yield apply(ratio(sums, pairs, weights[first : first + chunk])) - value
 
 
-def _check_members(members: int) -> None:
-    """Refuse error bars without independent members."""
-    if members < 2:
-        raise UserError(f"ensemble.members={members}: an error bar needs at least 2 members")
+def _itself(response: Floats) -> Floats:
+    return response
+
+
+def _check_level(level: float) -> None:
+    """Refuse what is no probability."""
+    if not 0.0 < level < 1.0:
+        raise UserError(f"response.error.level={level}: needs to be between 0 and 1, as 0.95")

@@ -23,7 +23,8 @@ from workflow.responses.recalibration import (
     stein_spectrum,
     unresolved_modes,
 )
-from workflow.responses.statistics import distance, member_weights, resampled_means, with_interval
+from workflow.responses.resampling import Units, ratio, unit_weights
+from workflow.responses.statistics import distance, with_interval
 from workflow.runs import Notify, Run, load_run
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.data import read_ensemble
@@ -150,11 +151,13 @@ def _learned(run: Run, name: str) -> Responses:
         run.correlations, "response", start={"estimator": index}, size={"estimator": 1}
     )[0]
     error = run.experiment.response.error
-    weights = member_weights(len(per_member), samples=error.samples, seed=run.experiment.seed)
+    units = Units(len(per_member), blocks=1, moving=1)
+    weights = unit_weights(units, samples=error.samples, seed=run.experiment.seed)
+    one = np.ones((1, per_member.shape[1]))
     raw = per_member.mean(axis=0)
     unresolved = unresolved_modes(per_member, space=space)
     value = raw
-    draws = [resampled_means(per_member, w) for w in np.array_split(weights, 20)]
+    draws = [ratio(per_member[:, None], one, w) for w in np.array_split(weights, 20)]
     if run.experiment.response.recalibrate:
         value = recalibrate(raw, space=space, unresolved=unresolved).response
         draws = [recalibrate(d, space=space, unresolved=unresolved).response for d in draws]
@@ -168,8 +171,10 @@ def _direct(run: Run) -> Responses:
     per_member = np.einsum("b,b...->...", rounds / rounds.sum(), blocks)
     error = run.experiment.response.error
     # Other draws than the estimators': the noise of the paired runs is its own.
-    weights = member_weights(len(per_member), samples=error.samples, seed=run.experiment.seed + 1)
-    samples = resampled_means(per_member, weights).astype(np.float32)
+    units = Units(len(per_member), blocks=1, moving=1)
+    weights = unit_weights(units, samples=error.samples, seed=run.experiment.seed + 1)
+    one = np.ones((1, per_member.shape[1]))
+    samples = ratio(per_member[:, None], one, weights).astype(np.float32)
     value = per_member.mean(axis=0)
     missing = run.lags - run.direct_lags
     space = len(run.system.shape)
@@ -216,7 +221,7 @@ def _label(
     columns: dict[str, list[np.ndarray]] = {n: [] for n in VARIABLES}
     for one in responses.values():
         spread = one.samples.std(axis=0, ddof=1, dtype=np.float64)
-        estimate = with_interval(one.value, spread, members=members, level=level)
+        estimate = with_interval(one.value, spread, freedom=members - 1, level=level)
         values = (one.value, one.raw, spread, estimate.low, estimate.high)
         for name, value in zip(VARIABLES, values, strict=True):
             columns[name].append(fft.fftshift(value, axes=axes)[None, None])
