@@ -6,6 +6,9 @@
     recalibration  lag 0 made the identity where the score sees the mode
     statistics     error bars from members, distances free of noise
     probes         what is kicked and what is watched
+    divergence     div u, exact or by random probes
+    directions     any u(x) of the state, and its conjugate variable
+    parameters     changed parameters of the drift and of the noise
 
 Labelled (xarray) outside, array kernels inside.
 """
