@@ -158,7 +158,7 @@ class HasExactResponse(Protocol):
 class HasDrift(Protocol):
     """A system whose saved fields are its whole state, and that can tell its equation.
 
-        dx = F(x) dt + Sigma(x) dW,    D = Sigma Sigma^T
+    dx = F(x) dt + Sigma(x) dW,    D = Sigma Sigma^T
     """
 
     def drift(self, x: Tensor) -> Tensor:

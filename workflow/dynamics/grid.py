@@ -2,6 +2,7 @@
 
 Fields are `(..., *shape)` with x last; their transforms `u_hat = rfftn(u)` are unnormalised, so
 `E |u_hat_k|^2 = N^dim C_k` with C_k the eigenvalue of the covariance matrix of the pixels.
+What is kept is made outside of inference mode, so that it serves automatic differentiation too.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Grid:
         return self.n**self.dim
 
     @cached_property
+    @torch.inference_mode(False)
     def wavenumbers(self) -> tuple[Tensor, ...]:
         """Integer wavenumbers per axis, broadcastable to the half-spectrum; Nyquist is N/2."""
         full = torch.fft.fftfreq(self.n, 1 / self.n, dtype=self.dtype, device=self.device).abs()
@@ -51,6 +53,7 @@ class Grid:
         return ((full * sign)[:, None], half[None, :])
 
     @cached_property
+    @torch.inference_mode(False)
     def k2(self) -> Tensor:
         """|k|^2, the true one at Nyquist too: minus the symbol of the Laplacian."""
         return sum((k**2 for k in self.wavenumbers), torch.zeros((), dtype=self.dtype))
@@ -64,6 +67,7 @@ class Grid:
         return 1j * torch.where(k.abs() == self.n / 2, torch.zeros_like(k), k)
 
     @cached_property
+    @torch.inference_mode(False)
     def below_nyquist(self) -> Tensor:
         """1 where every wavenumber is below Nyquist, else 0."""
         keep = torch.ones((), dtype=torch.bool, device=self.device)

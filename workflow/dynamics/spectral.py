@@ -93,6 +93,17 @@ class SpectralSPDE(Parameters):
         """State moved by `(member, 1, *shape)`."""
         return {"u_hat": state["u_hat"] + grid_of(self, displacement).fft(displacement[:, 0])}
 
+    def drift(self, x: Tensor) -> Tensor:
+        """L u + N(u) of pixels `(batch, 1, *shape)`, u / time."""
+        grid = grid_of(self, x)
+        drift, _ = _drift_and_noise(self, grid)
+        return grid.ifft(drift(grid.fft(x)))
+
+    def noise_covariance(self, x: Tensor, v: Tensor) -> Tensor:
+        """N^dim Sigma v of pixels `(batch, 1, *shape)`, the same for all x."""
+        grid = grid_of(self, v)
+        return grid.ifft(grid.points * self.noise_spectrum(grid) * grid.fft(v))
+
 
 def grid_of(system: SpectralSPDE, like: Tensor) -> Grid:
     """The grid of a system with symbols of the type and device of `like`."""
@@ -105,6 +116,7 @@ def _grid(n: int, dim: int, dtype: torch.dtype, device: str) -> Grid:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what is kept must serve automatic differentiation too
 def _drift_and_noise(system: SpectralSPDE, grid: Grid) -> tuple[Callable[[Tensor], Tensor], Tensor]:
     """Right-hand side without noise, and the amplitude that colours white normals."""
     symbol = system.linear(grid)

@@ -7,6 +7,9 @@
     resampling     resamples of members, or of stretches of time where members are few
     statistics     error bars through any statistic, distances free of noise
     probes         what is kicked and what is watched
+    divergence     div u, exact or by random probes
+    directions     any u(x) of the state, and its conjugate variable
+    parameters     changed parameters of the drift and of the noise
 
 Labelled (xarray) outside, array kernels inside.
 """
