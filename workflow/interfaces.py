@@ -105,7 +105,11 @@ class HasExactResponse(Protocol):
     """A system whose mean response to a kick of one pixel is known in closed form."""
 
     def exact_response(self, lag: Tensor) -> Tensor:
-        """R(lag, r) of the field r grid steps from the kicked pixel, `(lag, *shape)`."""
+        """R(lag, r) of the field r grid steps from the kicked pixel, `(lag, *shape)`.
+
+        A system of several fields has two more axes, `(lag, field, field, *shape)`: the
+        responding and the kicked field.
+        """
         ...
 
 
@@ -113,7 +117,7 @@ class HasExactResponse(Protocol):
 class HasDrift(Protocol):
     """A system whose saved fields are its whole state, and that can tell its equation.
 
-        dx = F(x) dt + Sigma(x) dW,    D = Sigma Sigma^T
+    dx = F(x) dt + Sigma(x) dW,    D = Sigma Sigma^T
     """
 
     def drift(self, x: Tensor) -> Tensor:
