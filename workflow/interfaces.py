@@ -150,7 +150,11 @@ class HasExactResponse(Protocol):
     """A system whose mean response to a kick of one pixel is known in closed form."""
 
     def exact_response(self, lag: Tensor) -> Tensor:
-        """R(lag, r) of the field r grid steps from the kicked pixel, `(lag, *shape)`."""
+        """R(lag, r) of the field r grid steps from the kicked pixel, `(lag, *shape)`.
+
+        A system of several fields has two more axes, `(lag, field, field, *shape)`: the
+        responding and the kicked field.
+        """
         ...
 
 

@@ -16,14 +16,15 @@ from workflow.dynamics.noise import (
     DIRECT,
     FORCING,
     INITIAL,
-    STEPS_PER_BLOCK,
     NoiseStream,
     normals,
+    steps_per_block,
 )
 from workflow.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 
 torch.set_num_threads(1)
 
+BLOCK = steps_per_block((3,))
 SCALAR_FIELDS = [
     system(grid=16, dim=dim, scheme=scheme)
     for system in (OrnsteinUhlenbeck, AllenCahn)
@@ -51,7 +52,7 @@ def test_normals_do_not_depend_on_the_group(dtype):
     """Workers may be given any members in any order: each gets the numbers of its name."""
     whole = stream(range(6), dtype=dtype)
     parts = [stream(group, dtype=dtype) for group in ([4], [2, 0], [5, 1, 3])]
-    for step in (0, 1, STEPS_PER_BLOCK, 3 * STEPS_PER_BLOCK + 5):
+    for step in (0, 1, BLOCK, 3 * BLOCK + 5):
         expected = whole.at(step)
         assert expected.shape == (6, 3) and expected.dtype == dtype
         assert torch.equal(parts[0].at(step), expected[[4]])
@@ -61,21 +62,22 @@ def test_normals_do_not_depend_on_the_group(dtype):
 
 def test_normals_do_not_depend_on_the_order_or_the_start_of_stepping():
     """A restart begins anywhere, also inside a block of steps."""
-    steps = list(range(2 * STEPS_PER_BLOCK + 3))
+    steps = list(range(2 * BLOCK + 3))
     forward = stream(range(2))
     expected = [forward.at(step).clone() for step in steps]
     anyhow = stream(range(2))
     for step in np.random.default_rng(0).permutation(steps):
         assert torch.equal(anyhow.at(int(step)), expected[step])
-    for step in (1, STEPS_PER_BLOCK - 1, STEPS_PER_BLOCK, steps[-1]):
+    for step in (1, BLOCK - 1, BLOCK, steps[-1]):
         assert torch.equal(stream(range(2)).at(step), expected[step])
 
 
-def test_normals_keep_their_values():
+@pytest.mark.parametrize(("shape", "steps"), [((64,), 32), ((4, 16), 32), ((2,), 1024)])
+def test_normals_keep_their_values(shape, steps):
     """The numbers are part of every finished run: a change would break its restart in silence."""
-    first = normals(7, 3, block=2, stream=FORCING, shape=(2,), dtype=torch.float64)
+    first = normals(7, 3, block=2, stream=FORCING, shape=shape, dtype=torch.float64)
     bits = np.random.Philox(key=[7, 3], counter=[0, 0, 0, 2])
-    expected = np.random.Generator(bits).standard_normal((32, 2))
+    expected = np.random.Generator(bits).standard_normal((steps, *shape))
     np.testing.assert_array_equal(first, expected)
 
 

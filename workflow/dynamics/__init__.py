@@ -15,14 +15,22 @@ from pydantic import BaseModel, ValidationError
 
 from workflow.config import explain
 from workflow.dynamics.allen_cahn import AllenCahn
+from workflow.dynamics.barotropic import Barotropic
+from workflow.dynamics.linear import Linear
 from workflow.dynamics.navier_stokes import NavierStokes
 from workflow.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
+from workflow.dynamics.scalar import Scalar
+from workflow.dynamics.triad import Triad
 from workflow.interfaces import System, UserError
 
 SYSTEMS: dict[str, type] = {
     "ornstein_uhlenbeck": OrnsteinUhlenbeck,
     "allen_cahn": AllenCahn,
     "navier_stokes": NavierStokes,
+    "linear": Linear,
+    "scalar": Scalar,
+    "triad": Triad,
+    "barotropic": Barotropic,
 }
 
 

@@ -8,17 +8,28 @@ therefore not change a single bit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-STEPS_PER_BLOCK = 32
-"""Steps drawn from one counter block. Part of the definition of the numbers: never change it."""
+STEPS_PER_BLOCK, NUMBERS_PER_BLOCK = 32, 2048
+"""Steps drawn from one counter block, or more where they are few numbers. Part of the definition
+of the numbers: never change them."""
 
 FORCING, INITIAL, DIRECT = 0, 1, 2
 """Streams: noise of the ensemble, initial states, and the first of the paired perturbed runs."""
+
+
+def steps_per_block(shape: tuple[int, ...]) -> int:
+    """Steps that one counter block serves, from the shape of the normals of one step.
+
+    Opening a generator costs as much as a thousand normals: for a system of a few numbers that
+    would be most of the run.
+    """
+    return max(STEPS_PER_BLOCK, NUMBERS_PER_BLOCK // math.prod(shape))
 
 
 def normals(
@@ -30,7 +41,7 @@ def normals(
     shape: tuple[int, ...],
     dtype: torch.dtype = torch.float32,
 ) -> np.ndarray:
-    """Standard normals of steps `block * STEPS_PER_BLOCK` and the following of one member.
+    """Standard normals of a block of `steps_per_block(shape)` steps of one member.
 
     Args:
         seed: seed of the experiment.
@@ -41,11 +52,11 @@ def normals(
         dtype: float32 or float64; the two give different numbers.
 
     Returns:
-        Array `(STEPS_PER_BLOCK, *shape)`.
+        Array `(steps_per_block(shape), *shape)`.
     """
     bits = np.random.Philox(key=[seed, member], counter=[0, 0, stream, block])
     generator = np.random.Generator(bits)
-    size = (STEPS_PER_BLOCK, *shape)
+    size = (steps_per_block(shape), *shape)
     if dtype == torch.float32:
         return generator.standard_normal(size, dtype=np.float32)
     return generator.standard_normal(size, dtype=np.float64)
@@ -74,7 +85,7 @@ class NoiseStream:
 
     def at(self, step: int) -> Tensor:
         """Normals `(member, *shape)` of one step, `step >= 0`."""
-        block, offset = divmod(step, STEPS_PER_BLOCK)
+        block, offset = divmod(step, steps_per_block(self._shape))
         if block != self._block:
             drawn = [
                 normals(
