@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from workflow.interfaces import HasExactScore, UserError
+from workflow.responses.observables import build_observables
+from workflow.responses.perturbations import build_perturbations
 
 if TYPE_CHECKING:
     from workflow.runs import Run
@@ -22,6 +24,15 @@ def check(run: Run) -> None:
     _check_times(run)
     _check_members(run)
     _check_estimators(run)
+    _check_probes(run)
+
+
+def _check_probes(run: Run) -> None:
+    """Build them once: what they name may not exist."""
+    response = run.experiment.response
+    system = run.system if run.experiment.system is not None else None
+    build_observables(response.observables, run.saved, None)
+    build_perturbations(response.perturbations, run.saved, system=system, where=run.folder)
 
 
 def _check_times(run: Run) -> None:

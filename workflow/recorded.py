@@ -47,9 +47,7 @@ def find(config: DataConfig, folder: Path) -> tuple[DataConfig, dict[str, float 
         )
     for name in variables:
         if name not in raw.data_vars:
-            raise UserError(
-                f"data.variables: {path} has no '{name}'; {_near(name, raw.data_vars)}"
-            )
+            raise UserError(f"data.variables: {path} has no '{name}'; {_near(name, raw.data_vars)}")
     dims = _dims(raw, variables, config.dims, path)
     used = config.model_copy(update={"store": str(path), "variables": variables, "dims": dims})
     data = arrange(raw, used)
@@ -87,7 +85,9 @@ def open_data(path: Path) -> xr.Dataset:
         UserError: there is none, or it cannot be opened.
     """
     if not path.exists():
-        raise UserError(f"data.store={path} does not exist; give the path of a Zarr or NetCDF store")
+        raise UserError(
+            f"data.store={path} does not exist; give the path of a Zarr or NetCDF store"
+        )
     try:
         if path.is_dir():
             return xr.open_zarr(path, chunks={})

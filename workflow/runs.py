@@ -19,6 +19,7 @@ import yaml
 from hpc.files import atomic_write_bytes, atomic_write_json
 from hpc.ledger import Ledger
 from workflow import __version__
+from workflow.checks import check
 from workflow.config import (
     EXPERIMENTS,
     Experiment,
@@ -27,7 +28,6 @@ from workflow.config import (
     parse_experiment,
     refused_changes,
 )
-from workflow.checks import check
 from workflow.dynamics import build_system, parameters_of
 from workflow.interfaces import SPACE, Field, HasExactScore, Part, Saved, System, UserError
 from workflow.recorded import find
@@ -268,9 +268,9 @@ class Run:
             probes = (response["perturbations"], response["observables"])
             return digest([*content, whole, e["direct"], response["max_lag"], probes])
         content += [e["score"], whole["members"], self.training_times]
-        if stage in ("evaluate", "respond"):
+        if stage in ("evaluate", "respond", "constants"):
             content.append(response["estimators"])
-        if stage == "respond":
+        if stage in ("respond", "constants"):
             error = response["error"]
             content += [response["max_lag"], error["by"], error["block"]]
             content += [response["perturbations"], response["observables"]]

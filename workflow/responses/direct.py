@@ -1,9 +1,9 @@
 """The truth to compare with: the response of pairs of runs that are really kicked.
 
-Each member is cloned into two, one kicked up and one kicked down in one pixel, and both are
-stepped with the same noise. Half their difference is the response of that member,
+Each member is cloned into two, one displaced by a u(x) and one by -a u(x), and both are stepped
+with the same noise. Half their difference is the response of that member,
 
-    R(lag, r) = [ x_+(p + r, lag) - x_-(p + r, lag) ] / (2 a),
+    R(lag) = [ A(x_+(lag)) - A(x_-(lag)) ] / (2 a),
 
 free of the noise they share and of the even orders in the amplitude a.
 
@@ -14,12 +14,15 @@ usual variance reductions.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from workflow.interfaces import State, System, UserError
+
+Observe = Callable[[Tensor], Sequence[Tensor]]
+"""From fields `(member, field, *shape)` to arrays `(member, ...)`."""
 
 
 def paired_response(
@@ -27,66 +30,83 @@ def paired_response(
     state: State,
     *,
     normals: Callable[[int], Tensor],
+    displacement: Tensor,
     amplitude: float,
-    kicked: Tensor,
-    field: int = 0,
+    observe: Observe,
     max_lag: int,
     steps_per_lag: int = 1,
-) -> Tensor:
-    """Response of every field to a kick of one pixel of one field, per member.
+) -> list[Tensor]:
+    """Response of observables to a displacement of the saved fields, per member.
 
-    Only the saved field is displaced. Hidden variables of the state (phases of a forcing) are
+        R(lag) = [ A(x_+(lag)) - A(x_-(lag)) ] / (2 a),    x_+-(0) = x +- a u
+
+    Only the saved fields are displaced. Hidden variables of the state (phases of a forcing) are
     the same in both runs, as the noise is.
 
     Args:
         system: what is stepped; both signs are stepped together as one batch of 2 members.
         state: stationary states, each `(member, ...)`; not changed.
         normals: standard normals `(member, *noise_shape)` of a step counted from the kick.
-        amplitude: size a of the kick, units of the kicked field; small against its spread.
-        kicked: flat index of the kicked pixel of each member, `(member,)`, y-major.
-        field: index of the kicked field.
+        displacement: u `(member, field, *shape)`.
+        amplitude: size a of the kick, units of the field over those of u.
+        observe: the observables.
         max_lag: longest lag, in saved samples.
         steps_per_lag: steps of the system per saved sample.
 
     Returns:
-        R `(member, max_lag + 1, field, *shape)`, units of the responding over those of the
-        kicked field; displacement from the kicked pixel in FFT order. Lag 0 is the identity.
+        For each array of `observe`, R `(member, max_lag + 1, ...)`.
 
     Raises:
         UserError: members that became non-finite, by index; an amplitude that is no kick.
-        ValueError: a pixel, field or lag that the system does not have.
+        ValueError: a displacement or a lag that the system does not have.
     """
     members = _members(state)
-    _check_kick(system, members, amplitude, kicked, field, max_lag, steps_per_lag)
+    _check_kick(system, members, amplitude, displacement, max_lag, steps_per_lag)
     with torch.no_grad():
-        kick = _kick(system.observe(state), kicked, field, amplitude)
+        kick = amplitude * displacement
         up, down = system.displace(state, kick), system.displace(state, -kick)
         # One batch: half the calls, and concatenation clones what the two states share.
         pair: State = {name: torch.cat([up[name], down[name]]) for name in up}
-        gather = _roll_index(kicked, tuple(system.shape)).to(kick.device)
-        response = kick.new_empty((members, max_lag + 1, *kick.shape[1:]))
+        lags: list[list[Tensor]] = []
         for lag in range(max_lag + 1):
             for step in range((lag - 1) * steps_per_lag, lag * steps_per_lag) if lag else ():
                 noise = normals(step)
                 pair = system.step(pair, torch.cat([noise, noise]))
             x = system.observe(pair)
-            difference = (x[:members] - x[members:]) / (2.0 * amplitude)
-            _check_finite(difference, lag * steps_per_lag, amplitude)
-            response[:, lag] = _rolled(difference, gather)
-    return response
+            _check_finite(x, members, lag * steps_per_lag, amplitude)
+            plus, minus = observe(x[:members]), observe(x[members:])
+            lags.append([(a - b) / (2 * amplitude) for a, b in zip(plus, minus, strict=True)])
+    return [torch.stack(values, dim=1) for values in zip(*lags, strict=True)]
+
+
+def moved_to(pattern: Tensor, kicked: Tensor) -> Tensor:
+    """A pattern `(field, *shape)` with its index 0 moved to a place of each member.
+
+    Args:
+        pattern: direction.
+        kicked: flat index of the place of each member, `(member,)`, y-major.
+
+    Returns:
+        `(member, field, *shape)`.
+    """
+    shape = pattern.shape[1:]
+    index = _roll_index(kicked, tuple(shape))
+    copies = pattern.flatten(1).expand(len(kicked), *pattern.flatten(1).shape)
+    moved = torch.zeros_like(copies)
+    moved.scatter_(2, index[:, None].expand_as(copies), copies)
+    return moved.reshape(len(kicked), *pattern.shape)
+
+
+def seen_from(x: Tensor, kicked: Tensor) -> Tensor:
+    """Fields `(member, channel, *shape)` with a place of each member moved to index 0."""
+    index = _roll_index(kicked, tuple(x.shape[2:]))
+    flat = x.flatten(2) if x.ndim > 2 else x[:, :, None]
+    return flat.gather(2, index[:, None].expand_as(flat)).reshape(x.shape)
 
 
 def _members(state: State) -> int:
     """Members of a state."""
     return next(iter(state.values())).shape[0]
-
-
-def _kick(x: Tensor, kicked: Tensor, field: int, amplitude: float) -> Tensor:
-    """Displacement `(member, field, *shape)` of one pixel per member."""
-    kick = torch.zeros_like(x)
-    flat = kick.view(*x.shape[:2], -1)
-    flat[torch.arange(len(flat), device=x.device), field, kicked.to(x.device)] = amplitude
-    return kick
 
 
 def _roll_index(kicked: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -100,20 +120,14 @@ def _roll_index(kicked: Tensor, shape: tuple[int, ...]) -> Tensor:
     return index
 
 
-def _rolled(x: Tensor, index: Tensor) -> Tensor:
-    """Fields `(member, field, *shape)` with the kicked pixel moved to index 0."""
-    flat = x.flatten(2) if x.ndim > 2 else x[:, :, None]
-    return flat.gather(2, index[:, None].expand_as(flat)).reshape(x.shape)
-
-
-def _check_finite(difference: Tensor, step: int, amplitude: float) -> None:
+def _check_finite(x: Tensor, members: int, step: int, amplitude: float) -> None:
     """Refuse responses of runs that blew up."""
-    if torch.isfinite(difference).all():
+    if torch.isfinite(x).all():
         return
-    bad = (~torch.isfinite(difference.flatten(1))).any(dim=1).nonzero().flatten().tolist()
+    bad = (~torch.isfinite(x.flatten(1))).any(dim=1).nonzero().flatten() % members
     raise UserError(
-        f"members {bad} are not finite {step} steps after a kick of {amplitude:g}; "
-        "lower direct.amplitude or system.dt"
+        f"members {sorted(set(bad.tolist()))} are not finite {step} steps after a kick of "
+        f"{amplitude:g}; lower direct.amplitude or system.dt"
     )
 
 
@@ -121,28 +135,19 @@ def _check_kick(
     system: System,
     members: int,
     amplitude: float,
-    kicked: Tensor,
-    field: int,
+    displacement: Tensor,
     max_lag: int,
     steps_per_lag: int,
 ) -> None:
     """Refuse what cannot be kicked, before anything is stepped."""
-    points = math.prod(system.shape)
     if not (math.isfinite(amplitude) and amplitude > 0.0):
         raise UserError(f"direct.amplitude={amplitude}: a kick needs a positive size")
-    if not 0 <= field < len(system.fields):
-        raise ValueError(f"field={field}: the system has fields 0 to {len(system.fields) - 1}")
     if max_lag < 0 or steps_per_lag < 1:
         raise ValueError(
             f"max_lag={max_lag}, steps_per_lag={steps_per_lag}: needs at least 0 and at least 1"
         )
-    if kicked.shape != (members,) or kicked.is_floating_point():
+    needed = (members, len(system.fields), *system.shape)
+    if tuple(displacement.shape) != needed or not bool(torch.isfinite(displacement).all()):
         raise ValueError(
-            f"kicked is {kicked.dtype} of shape {tuple(kicked.shape)}; "
-            f"needs one flat pixel index for each of {members} members"
-        )
-    if members and not (0 <= int(kicked.min()) and int(kicked.max()) < points):
-        raise ValueError(
-            f"kicked pixels {int(kicked.min())} to {int(kicked.max())}; "
-            f"the grid has pixels 0 to {points - 1}"
+            f"displacement of shape {tuple(displacement.shape)}; needs finite numbers {needed}"
         )

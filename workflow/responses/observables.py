@@ -145,7 +145,9 @@ def _mean(saved: Saved, field: int, **_: Any) -> Observable:
     )
 
 
-def _pixel(saved: Saved, field: int, *, parameters: dict[str, Any], key: str, **_: Any) -> Observable:
+def _pixel(
+    saved: Saved, field: int, *, parameters: dict[str, Any], key: str, **_: Any
+) -> Observable:
     if saved.maps:
         raise UserError(
             f"{key}=pixel: all pixels of a homogeneous field are one; use 'field', whose response "
@@ -315,7 +317,9 @@ def _users(kind: str, saved: Saved, key: str) -> Observable:
         return answer
 
     # Two snapshots that differ, so that functions that divide by a spread can be asked.
-    trial = torch.stack([torch.zeros(len(names), *saved.shape), torch.ones(len(names), *saved.shape)])
+    trial = torch.stack(
+        [torch.zeros(len(names), *saved.shape), torch.ones(len(names), *saved.shape)]
+    )
     answer = call(trial)
     rest = [str(d) for d in answer.dims if d not in (MEMBER, TIME)]
     of_place = rest == list(space) and bool(space)

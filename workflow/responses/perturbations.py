@@ -21,8 +21,11 @@ import xarray as xr
 from torch import Tensor
 
 from workflow.interfaces import Saved, System, UserError
+from workflow.responses.directions import conjugate, user_direction
+from workflow.responses.parameters import parameter_change
 from workflow.responses.probes import (
     fields_of,
+    find_function,
     label,
     nearest,
     number,
@@ -106,7 +109,7 @@ def _build(
     if kind in STATE_DEPENDENT or ":" in kind:
         maker = STATE_DEPENDENT["function" if ":" in kind else kind]
         made = maker(parameters, saved=saved, system=system, key=key, kind=kind)
-        refuse_rest(parameters, ("name", "parameter", "step", "divergence"), key=key)
+        refuse_rest(parameters, ("name", "parameter", "divergence"), key=key)
         return [made]
     if kind not in PERTURBATIONS:
         names = [*PERTURBATIONS, *(k for k in STATE_DEPENDENT if k != "function")]
@@ -162,7 +165,9 @@ def _bump(saved: Saved, parameters: dict[str, Any], *, key: str, **_: Any) -> tu
         steps = (torch.arange(n, dtype=torch.float64) - middle).abs()
         if saved.maps:
             steps = torch.minimum(steps, n - steps)
-        square = square + steps.square().reshape([-1 if a == axis else 1 for a in range(square.ndim)])
+        square = square + steps.square().reshape(
+            [-1 if a == axis else 1 for a in range(square.ndim)]
+        )
     suffix = "" if at is None else f"[{','.join(map(str, centre))}]"
     return suffix, f"bump of {width:g} grid steps", (-square / (2 * width**2)).exp()
 
@@ -184,7 +189,11 @@ def _mode(saved: Saved, parameters: dict[str, Any], *, key: str, **_: Any) -> tu
     for axis, (n, wave) in enumerate(zip(saved.shape, k, strict=True)):
         along = 2 * math.pi * wave * torch.arange(n, dtype=torch.float64) / n
         phase = phase + along.reshape([-1 if a == axis else 1 for a in range(phase.ndim)])
-    return f"[{','.join(map(str, k))}]", f"wave of wavenumber ({','.join(map(str, k))})", phase.cos()
+    return (
+        f"[{','.join(map(str, k))}]",
+        f"wave of wavenumber ({','.join(map(str, k))})",
+        phase.cos(),
+    )
 
 
 def _pattern(
@@ -210,6 +219,56 @@ def _pattern(
     return f"({path.stem})", f"pattern {path.name}", torch.from_numpy(values.astype(np.float64))
 
 
+def _parameter(
+    parameters: dict[str, Any], *, system: System | None, key: str, **_: Any
+) -> Perturbation:
+    """A changed parameter of the equation, in its drift, its noise or both."""
+    name = parameters.pop("parameter", None)
+    if not isinstance(name, str):
+        raise UserError(f"{key}: say which, as {{kind: parameter, parameter: NAME}}")
+    if system is None:
+        raise UserError(f"{key}=parameter: recorded data have no equation; use module:function")
+    try:
+        change = parameter_change(system, name)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    # Only a change of the drift alone is a displacement of the state.
+    direction = change.drift if change.noise is None else None
+    return Perturbation(
+        f"parameter({name})",
+        f"unit change of the parameter {name}",
+        conjugate=lambda x, score: change.conjugate(x, score),
+        direction=direction,
+    )
+
+
+def _function(
+    parameters: dict[str, Any], *, saved: Saved, kind: str, key: str, **_: Any
+) -> Perturbation:
+    """u(x) of the user's, torch tensors `(batch, field, *shape)`; its divergence may be given."""
+    function = find_function(kind, key=key)
+    given = parameters.pop("divergence", None)
+    formula = find_function(str(given), key=f"{key}.divergence") if given else None
+    generator = torch.Generator().manual_seed(0)
+    trial = torch.randn((4, len(saved.fields), *saved.shape), generator=generator)
+    try:
+        direction = user_direction(function, trial, formula=formula)
+    except UserError as error:
+        raise UserError(f"{key}: {kind}: {error}") from None
+
+    def conjugate_of(x: Tensor, score: Score) -> Tensor:
+        with torch.no_grad():
+            s = score(x)
+        return conjugate(direction, x, s)
+
+    return Perturbation(
+        kind.partition(":")[2],
+        f"displacement {kind}",
+        conjugate=conjugate_of,
+        direction=direction,
+    )
+
+
 PERTURBATIONS: dict[str, Callable[..., tuple[str, str, Any]]] = {
     "pixel": _pixel,
     "bump": _bump,
@@ -227,5 +286,8 @@ PARAMETERS = {
 }
 """Keys of the kinds that have any."""
 
-STATE_DEPENDENT: dict[str, Callable[..., Perturbation]] = {}
-"""Directions that depend on the state, by kind."""
+STATE_DEPENDENT: dict[str, Callable[..., Perturbation]] = {
+    "parameter": _parameter,
+    "function": _function,
+}
+"""Directions that depend on the state, by kind; `module:function` is a function."""

@@ -217,4 +217,3 @@ def with_parameters(model: WhitenedScore, parameters: Mapping[str, Tensor]) -> W
     other = copy.deepcopy(model)
     other.load_state_dict(dict(parameters))
     return other.requires_grad_(False)
-

@@ -26,7 +26,7 @@ from workflow.runs import Notify, Run, load_run
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.data import load_estimator, load_sample, read_ensemble, read_scores
 
-STAGE = "respond"
+STAGE = "constants"
 BATCH = 1024
 """Snapshots whose products are summed together."""
 
@@ -54,6 +54,7 @@ def find_constants(
     run: Run, channels: Channels, client: Callable[[], distributed.Client], notify: Notify
 ) -> None:
     """Complete `constants/`."""
+    run.renew(STAGE, run.folder / STAGE)
     ledger = run.ledger(STAGE)
     wanted = [name for name in run.learned if _block(name) not in ledger.done()]
     if channels.versions == 2:

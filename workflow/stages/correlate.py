@@ -30,7 +30,7 @@ STAGE = "respond"
 
 def correlate(run: Run, client: Callable[[], distributed.Client], notify: Notify) -> None:
     """Complete `correlations.zarr`: sums of lagged products per member, block and estimator."""
-    run.renew(STAGE, run.correlations, run.response, run.folder / "constants")
+    run.renew(STAGE, run.correlations, run.response)
     if not run.learned:
         return
     channels = load_channels(run)
@@ -126,9 +126,7 @@ def correlate_block(folder: str, name: str, group: int, task: int) -> Receipt:
     members, blocks = run.groups[group], tasks(run)[task]
     channels, constants = load_channels(run), load_constants(run, name)
     first, last = blocks[0].start, blocks[-1].stop
-    x = torch.from_numpy(
-        read_ensemble(run, members, range(first, min(last + run.lags, run.times)))
-    )
+    x = torch.from_numpy(read_ensemble(run, members, range(first, min(last + run.lags, run.times))))
     s = torch.from_numpy(read_scores(run, name, members, range(first, last)))
     watched, kicks = _channels(run, name, channels, constants, x, s)
     files: dict[str, str] = {}
@@ -158,9 +156,7 @@ def _channels(
     if channels.versions == 2:
         repaired = constants.recalibration
         assert repaired is not None
-        conjugates.append(
-            channels.conjugates(past, repaired(scores), lambda y: repaired(score(y)))
-        )
+        conjugates.append(channels.conjugates(past, repaired(scores), lambda y: repaired(score(y))))
     b = torch.cat(conjugates, dim=1) - constants.totals_b.to(x.dtype)
     kicks = {"totals": b.unflatten(0, s.shape[:2])}
     if maps is not None:

@@ -10,26 +10,32 @@ from pathlib import Path
 import distributed
 import numpy as np
 import torch
+from torch import Tensor
 
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
 from workflow.dynamics.noise import DIRECT, NoiseStream
-from workflow.interfaces import DTYPES
-from workflow.responses.direct import paired_response
+from workflow.interfaces import DTYPES, UserError
+from workflow.responses.channels import Channels
+from workflow.responses.direct import moved_to, paired_response, seen_from
+from workflow.responses.perturbations import Perturbation
 from workflow.runs import Notify, Run, load_run
+from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
+from workflow.stages.data import load_channels
 from workflow.stages.restart import block_name, load_state
 
 
 def direct(run: Run, client: Callable[[], distributed.Client], notify: Notify) -> None:
     """Complete `perturbed.zarr`: response per member, averaged over the pairs of a block.
 
-    A round is one pair for every member, started from one of the restart states of the ensemble,
-    kicked at a pixel of its own, with noise of its own.
+    A round is one pair for every member and perturbation, started from one of the restart states
+    of the ensemble, kicked at a place of its own, with noise of its own.
     """
     run.renew("direct", run.perturbed)
-    _lay_out(run)
+    channels = load_channels(run)
+    _lay_out(run, channels)
     blocks = {
         f"direct-g{group:04d}-{block:04d}": (str(run.folder), group, block)
         for block in range(len(run.round_blocks))
@@ -39,25 +45,43 @@ def direct(run: Run, client: Callable[[], distributed.Client], notify: Notify) -
     consolidate(run.perturbed)
 
 
-def _lay_out(run: Run) -> None:
-    config, shape = run.experiment.ensemble, run.system.shape
-    lags, rounds = run.direct_lags + 1, run.round_blocks
-    create_store(
-        run.perturbed,
-        variables=[
+def _lay_out(run: Run, channels: Channels) -> None:
+    config, shape, rounds = run.experiment.ensemble, run.saved.shape, run.round_blocks
+    lags, kicks = run.direct_lags + 1, len(channels.perturbations)
+    group = min(config.group, config.members)
+    head = ("block", "member", "lag", "perturbation")
+    sizes = (len(rounds), config.members, lags, kicks)
+    chunk = (1, group, lags, kicks)
+    variables = [
+        Variable(
+            "totals",
+            (*head, "watched"),
+            (*sizes, channels.totals_a),
+            (*chunk, channels.totals_a),
+            "float32",
+            {"long_name": "response per member, mean over the pairs of a block"},
+        )
+    ]
+    if run.saved.maps:
+        variables.append(
             Variable(
                 "response",
-                ("block", "member", "lag", *(f"d{n}" for n in run.space)),
-                (len(rounds), config.members, lags, *shape),
-                (1, min(config.group, config.members), lags, *shape),
+                (*head, "observable", *(f"d{n}" for n in run.space)),
+                (*sizes, len(channels.of_place), *shape),
+                (*chunk, 1, *shape),
                 "float32",
-                {"long_name": "response per member, mean over the pairs of a block", "units": "1"},
+                {"long_name": "response per member, mean over the pairs of a block"},
             )
-        ],
+        )
+    names = [one.name for one in channels.perturbations]
+    create_store(
+        run.perturbed,
+        variables=variables,
         coordinates=[
             Coordinate("block", np.arange(len(rounds)), {"long_name": "block of pairs"}),
-            Coordinate("member", np.arange(config.members), {"long_name": "ensemble member"}),
-            Coordinate("lag", np.arange(lags) * config.save_every, {"long_name": "lag"}),
+            coordinates.member(run),
+            coordinates.lag(run, run.direct_lags),
+            coordinates.names("perturbation", names, "perturbation"),
         ],
         attrs={
             **run.attributes("responses of paired perturbed runs"),
@@ -72,23 +96,58 @@ def direct_block(folder: str, group: int, block: int) -> Receipt:
     started = time.perf_counter()
     torch.set_num_threads(1)
     run = load_run(folder, Path("."))
-    rounds = run.round_blocks[block]
-    total = torch.zeros(())
-    with torch.inference_mode():
-        for number in rounds:
-            total = total + _round(run, group, number).double()
-    values = (total / len(rounds)).float().numpy()[None]
+    channels, rounds = load_channels(run), run.round_blocks[block]
+    sums: dict[str, Tensor] = {}
+    for number in rounds:
+        for name, values in _round(run, channels, group, number).items():
+            sums[name] = sums.get(name, torch.zeros(())) + values.double()
     start = {"block": block, "member": run.groups[group].start}
-    written = write_block(run.perturbed, "response", start=start, values=values)
-    files = {f"perturbed.zarr/{name}": crc for name, crc in written.items()}
+    files: dict[str, str] = {}
+    for name, total in sums.items():
+        values = (total / len(rounds)).float().numpy()[None]
+        written = write_block(run.perturbed, name, start=start, values=values)
+        files |= {f"perturbed.zarr/{key}": crc for key, crc in written.items()}
     return Receipt(f"direct-g{group:04d}-{block:04d}", files, facts_since(started))
 
 
-def _round(run: Run, group: int, number: int) -> torch.Tensor:
-    """Response per member of one round, `(member, lag, *shape)`."""
+def _round(run: Run, channels: Channels, group: int, number: int) -> dict[str, Tensor]:
+    """Responses per member of one round, by variable of the store."""
+    parts = [_kicked(run, channels, one, group, number) for one in channels.perturbations]
+    # (member, lag, ...) -> (member, lag, perturbation, ...)
+    return {name: torch.stack([part[name] for part in parts], dim=2) for name in parts[0]}
+
+
+def _kicked(
+    run: Run, channels: Channels, one: Perturbation, group: int, number: int
+) -> dict[str, Tensor]:
+    """The same of one perturbation; NaN where no displacement of the state is the same."""
     members, e = run.groups[group], run.experiment
     starts = [block_name(group, s) for s in range(-1, run.segments)]
     state = load_state(run.folder, run.ledger("simulate"), starts[-1 - number % len(starts)])
+    places = math.prod(run.saved.shape)
+    kicked = torch.tensor([_place(e.seed, member, number, places) for member in members])
+    with torch.no_grad():
+        x = run.system.observe(state)
+        u = one.displacement(x)
+    if u is not None and one.pattern is not None and run.saved.maps:
+        u = moved_to(one.pattern.to(x.dtype), kicked)
+
+    def observe(x: Tensor) -> list[Tensor]:
+        if not run.saved.maps:
+            return [channels.observe(x)]
+        maps = channels.maps_a(x)
+        # Placed kicks: what is seen from the kicked place; others have no place.
+        seen = seen_from(maps, kicked) if one.pattern is not None else maps
+        return [channels.observe(x, maps), seen]
+
+    names = ["totals", "response"] if run.saved.maps else ["totals"]
+    if u is None:
+        lags = run.direct_lags + 1
+        shapes = [values.shape[1:] for values in observe(x)]
+        return {
+            name: torch.full((len(members), lags, *shape), torch.nan)
+            for name, shape in zip(names, shapes, strict=True)
+        }
     noise = NoiseStream(
         e.seed,
         members,
@@ -96,20 +155,22 @@ def _round(run: Run, group: int, number: int) -> torch.Tensor:
         shape=run.system.noise_shape,
         dtype=DTYPES[e.ensemble.dtype],
     )
-    pixels = math.prod(run.system.shape)
-    kicked = [_pixel(e.seed, member, number, pixels) for member in members]
-    response = paired_response(
-        run.system,
-        state,
-        normals=noise.at,
-        amplitude=e.direct.amplitude,
-        kicked=torch.tensor(kicked),
-        max_lag=run.direct_lags,
-        steps_per_lag=run.steps_per_save,
-    )
-    return response[:, :, 0]
+    try:
+        responses = paired_response(
+            run.system,
+            state,
+            normals=noise.at,
+            displacement=u,
+            amplitude=e.direct.amplitude,
+            observe=observe,
+            max_lag=run.direct_lags,
+            steps_per_lag=run.steps_per_save,
+        )
+    except UserError as error:
+        raise UserError(f"perturbation '{one.name}': {error}") from None
+    return dict(zip(names, responses, strict=True))
 
 
-def _pixel(seed: int, member: int, number: int, pixels: int) -> int:
+def _place(seed: int, member: int, number: int, places: int) -> int:
     bits = np.random.Philox(key=[seed, member], counter=[0, 0, DIRECT + number, 2**40])
-    return int(np.random.Generator(bits).integers(pixels))
+    return int(np.random.Generator(bits).integers(places))

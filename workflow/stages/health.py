@@ -29,7 +29,7 @@ def status(run: Run) -> dict[str, Any]:
     }
 
 
-LEDGERS = ("simulate", "direct", "train", "evaluate", "respond")
+LEDGERS = ("simulate", "direct", "train", "evaluate", "constants", "respond")
 
 
 def verify(run: Run, *, repair: bool = False) -> list[Problem]:

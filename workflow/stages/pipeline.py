@@ -15,10 +15,12 @@ from hpc.errors import MachineError
 from hpc.files import atomic_write_json, collect_orphans
 from hpc.lock import run_lock
 from workflow.runs import Notify, Run, cores, lay_down, load_run, wall_times
+from workflow.stages.correlate import correlate, tasks
 from workflow.stages.direct import direct
 from workflow.stages.evaluate import evaluate
+from workflow.stages.ingest import ingest
 from workflow.stages.report import report
-from workflow.stages.respond import correlate, respond
+from workflow.stages.respond import respond
 from workflow.stages.simulate import simulate
 from workflow.stages.train import train
 
@@ -69,10 +71,9 @@ def _client(run: Run, stage: str) -> Iterator[Callable[[], distributed.Client]]:
 
 
 def _simulate(run: Run, notify: Notify) -> None:
+    make = simulate if run.experiment.data is None else ingest
     with _client(run, "simulate") as client:
-        simulate(run, client, notify)
-        if "direct" in run.experiment.response.estimators:
-            direct(run, client, notify)
+        make(run, client, notify)
 
 
 def _evaluate(run: Run, notify: Notify) -> None:
@@ -83,6 +84,9 @@ def _evaluate(run: Run, notify: Notify) -> None:
 def _respond(run: Run, notify: Notify) -> None:
     with _client(run, "analyse") as client:
         correlate(run, client, notify)
+    if "direct" in run.experiment.response.estimators:
+        with _client(run, "simulate") as client:
+            direct(run, client, notify)
     respond(run, notify)
 
 
@@ -98,11 +102,12 @@ ACTIONS: dict[str, Callable[[Run, Notify], None]] = {
 def expected_blocks(run: Run) -> dict[str, int]:
     """Blocks of every ledger when the run is finished."""
     groups = len(run.groups)
+    spinup = run.spinup_segments if run.experiment.data is None else 0
     expected = {
-        "simulate": groups * (run.spinup_segments + run.segments),
-        "direct": groups * len(run.round_blocks),
+        "simulate": groups * (spinup + run.segments),
         "evaluate": groups * run.segments,
-        "respond": groups * len(run.learned) + 1,
+        "respond": groups * len(tasks(run)) * len(run.learned) + 1,
+        "direct": groups * len(run.round_blocks),
     }
     if "direct" not in run.experiment.response.estimators:
         del expected["direct"]

@@ -1,0 +1,228 @@
+"""Responses as labelled datasets: one for each kind of observable.
+
+Observables of the place have maps of responses, others one number or a row of numbers of their
+own. Arrays of different dimensions cannot share a variable, so each kind is a dataset, which is a
+group of the store. The first kind is the root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy import fft
+
+from workflow.interfaces import SPACE
+from workflow.responses.assemble import Estimated, Learned, Source
+from workflow.responses.channels import Channels
+from workflow.responses.observables import Observable
+from workflow.responses.stein import Numbers, answers, displacements, stein_error
+
+Floats = NDArray[np.floating]
+
+VARIABLES = {
+    "response": ("value", "response of the observable to a unit perturbation"),
+    "response_raw": ("raw", "response before recalibration of the score"),
+    "standard_error": ("standard_error", "standard error of response, by resampling"),
+    "ci_low": ("low", "lower end of the confidence interval"),
+    "ci_high": ("high", "upper end of the confidence interval"),
+    "bias": ("bias", "bias of response, by the jackknife"),
+}
+
+
+@dataclass(frozen=True)
+class ResponseSet:
+    """Everything that is to be labelled.
+
+    Attributes:
+        channels: what was correlated.
+        sources: by estimator.
+        observables: those asked for.
+        found: by observable, estimates by estimator and distances by (estimator, reference).
+        lag: times since the kick.
+        references: estimators that the others are compared with.
+        lag_units: CF units of the lag.
+    """
+
+    channels: Channels
+    sources: Mapping[str, Source]
+    observables: Sequence[Observable]
+    found: Mapping[str, tuple[dict[str, Estimated], dict[tuple[str, str], dict[str, Floats]]]]
+    lag: Floats
+    references: Sequence[str]
+    lag_units: str = "1"
+
+
+def label_responses(responses: ResponseSet) -> dict[str, xr.Dataset]:
+    """Datasets by group, the root under "".
+
+    Variables have dims (estimator, perturbation, observable, lag, ...): the displacement (dy, dx)
+    of the responder from the kicked place on homogeneous fields, (y, x) on others, (shell) or
+    (bin) for spectra and histograms, nothing more for numbers.
+    """
+    kinds: dict[str, list[Observable]] = {}
+    for one in responses.observables:
+        kinds.setdefault(_kind(one, responses.channels), []).append(one)
+    root = next((kind for kind in ("maps", "scalars") if kind in kinds), next(iter(kinds)))
+    groups = {"": _dataset(responses, kinds[root]).merge(_stein(responses))}
+    for kind, members in kinds.items():
+        if kind != root:
+            groups[kind] = _dataset(responses, members)
+    return groups
+
+
+def _kind(one: Observable, channels: Channels) -> str:
+    if one.of_place and channels.saved.shape:
+        return "maps"
+    if not one.axis:
+        return "scalars"
+    # Histograms of different fields or ranges have bins of their own.
+    return one.axis if one.axis == "shell" else one.name.replace(":", "_")
+
+
+def _dataset(responses: ResponseSet, observables: Sequence[Observable]) -> xr.Dataset:
+    names = list(responses.sources)
+    trailing = _trailing(responses.channels, observables[0])
+    dims = ("estimator", "perturbation", "observable", "lag", *trailing)
+    moved = responses.channels.saved.maps and observables[0].of_place
+    axes = tuple(range(-len(trailing), 0)) if moved else ()
+    variables: dict[str, tuple] = {}
+    for name, (attribute, text) in VARIABLES.items():
+        stacked = np.stack(
+            [
+                np.stack(
+                    [getattr(responses.found[o.name][0][n], attribute) for o in observables], axis=1
+                )
+                for n in names
+            ]
+        )
+        values = fft.fftshift(stacked, axes=axes) if axes else stacked
+        variables[name] = (dims, values, {"long_name": text, "units": _units(observables)})
+    variables |= _distances(responses, observables)
+    coords = {
+        "estimator": ("estimator", np.array(names)),
+        "perturbation": (
+            "perturbation",
+            np.array([p.name for p in responses.channels.perturbations]),
+        ),
+        "observable": ("observable", np.array([o.name for o in observables])),
+        "reference": ("reference", np.array(list(responses.references))),
+        "lag": (
+            "lag",
+            responses.lag,
+            {"long_name": "time since the kick", "units": responses.lag_units},
+        ),
+        **trailing,
+    }
+    return xr.Dataset(variables, coords=coords)
+
+
+def _units(observables: Sequence[Observable]) -> str:
+    """Units of the response per unit of the perturbation, where all observables share them."""
+    units = {one.units for one in observables}
+    return units.pop() if len(units) == 1 else "1"
+
+
+def _distances(responses: ResponseSet, observables: Sequence[Observable]) -> dict[str, tuple]:
+    dims = ("estimator", "reference", "perturbation", "observable", "lag")
+    names, references = list(responses.sources), list(responses.references)
+    sizes = (len(names), len(references), len(responses.channels.perturbations))
+    keys = ("l2", "linf", "l2_corrected", "l2_squared")
+    variables = {}
+    for key in [k + end for k in keys for end in ("", "_standard_error")]:
+        values = np.full((*sizes, len(observables), len(responses.lag)), np.nan)
+        for k, one in enumerate(observables):
+            for (name, reference), found in responses.found[one.name][1].items():
+                values[names.index(name), references.index(reference), :, k] = found[key]
+        variables[key] = (dims, values, {"long_name": f"{key.replace('_', ' ')} from a reference"})
+    return variables
+
+
+def _trailing(channels: Channels, one: Observable) -> dict[str, tuple]:
+    """Coordinates of the axes that an observable adds."""
+    saved = channels.saved
+    space = SPACE[len(saved.shape)]
+    if one.of_place and saved.maps:
+        attrs = {"long_name": "grid steps of the responder from the kicked place", "units": "1"}
+        return {
+            f"d{n}": (f"d{n}", np.arange(size) - size // 2, attrs)
+            for n, size in zip(space, saved.shape, strict=True)
+        }
+    if one.of_place:
+        attrs = {"long_name": "grid index", "units": "1"}
+        return {n: (n, np.arange(size), attrs) for n, size in zip(space, saved.shape, strict=True)}
+    if not one.axis:
+        return {}
+    return {one.axis: (one.axis, np.array(one.coordinate), {"long_name": one.axis})}
+
+
+def _stein(responses: ResponseSet) -> xr.Dataset:
+    """Raw Stein matrices, unresolved numbers, and Stein errors before and after recalibration."""
+    saved, names = responses.channels.saved, list(responses.sources)
+    shape = saved.shape if saved.maps else ()
+    learned = {n: s for n, s in responses.sources.items() if isinstance(s, Learned)}
+    errors = {n: _errors(s, shape) for n, s in learned.items()}
+    nothing = (np.nan, np.nan)
+    variables: dict[str, tuple] = {
+        key: ("estimator", np.array([errors.get(n, nothing)[i] for n in names]), {"long_name": t})
+        for i, (key, t) in enumerate(
+            (
+                ("stein_error", "root mean square of M - I per row, raw"),
+                ("stein_error_recalibrated", "the same after recalibration"),
+            )
+        )
+    }
+    coords: dict[str, tuple] = {"estimator": ("estimator", np.array(names))}
+    whole = {n: _whole(s, shape) for n, s in learned.items() if s.stein is not None}
+    if not whole:
+        return xr.Dataset(variables, coords=coords)
+    first = next(iter(whole.values()))
+    single = first[0].shape[0] == 1
+    dims = () if single else ("number", "kicked_number")
+    waves = tuple(f"k{n}" for n in SPACE[len(shape)])
+    empty = (np.full(first[0].shape, np.nan), np.zeros(first[1].shape, dtype=bool))
+    steins = np.stack([whole.get(n, empty)[0] for n in names])
+    unresolved = np.stack([whole.get(n, empty)[1] for n in names])
+    if single:
+        steins, unresolved = steins[:, 0, 0], unresolved[:, 0]
+    text = {"long_name": "raw Stein matrix -<x s^T>, 1 for the exact score"}
+    variables["stein"] = (("estimator", *dims, *waves), steins, text)
+    variables["unresolved"] = (
+        ("estimator", *dims[:1], *waves),
+        unresolved,
+        {"long_name": "1 where the score does not see the number"},
+    )
+    for wave, size in zip(waves, shape, strict=True):
+        coords[wave] = (wave, np.arange(size) - size // 2, {"long_name": f"wavenumber {wave}"})
+    return xr.Dataset(variables, coords=coords)
+
+
+def _errors(source: Learned, shape: tuple[int, ...]) -> tuple[float, float]:
+    if source.stein is None:
+        return np.nan, np.nan
+    space = len(shape)
+    repaired = _repaired(source.stein, source.repair.inverse, space)
+    return tuple(float(stein_error(m, space=space, shape=shape)) for m in (source.stein, repaired))
+
+
+def _repaired(stein: Numbers, inverse: Numbers, space: int) -> Numbers:
+    identity = np.eye(stein.shape[0]).reshape(*stein.shape[:2], *[1] * space)
+    patterns = np.broadcast_to(identity, stein.shape)
+    return answers(stein, inverse, patterns)
+
+
+def _whole(source: Learned, shape: tuple[int, ...]) -> tuple[Floats, NDArray[np.bool_]]:
+    """Real part of M and the unresolved numbers over all wavenumbers, increasing."""
+    assert source.stein is not None
+    if not shape:
+        return np.asarray(source.stein.real), source.unresolved
+    # M(-k) is the conjugate of M(k), so the real part has the symmetry of a real even field.
+    axes = tuple(range(-len(shape), 0))
+    lag_zero = displacements(source.stein, shape=shape)
+    full = fft.fftshift(fft.fftn(lag_zero, axes=axes).real, axes=axes)
+    flags = displacements(source.unresolved.astype(np.float64), shape=shape)
+    unresolved = fft.fftshift(fft.fftn(flags, axes=axes).real, axes=axes) > 0.5
+    return full, unresolved
