@@ -91,10 +91,11 @@ def density_and_spectrum(
         left, right = figure.subplots(1, 2)
         _density(left, values.ravel(), label(field))
         _spectrum(right, centred, len(space))
+    all_ways = ", over all directions" if len(space) == 2 else ""
     caption = (
         f"Left: density of a pixel ({label(field)}; standard deviation {deviation:.3g}, skewness "
         f"{skewness:.2f}, excess kurtosis {kurtosis - 3:.2f}) and the Gaussian of the same "
-        f"variance. Right: variance per unit wavenumber, over all directions; the open circle is "
+        f"variance. Right: variance per unit wavenumber{all_ways}; the open circle is "
         "the shell of half the grid, whose modes time steppers treat apart. From "
         f"{sample.sizes['member']} members at {sample.sizes['time']} times."
     )
@@ -224,5 +225,5 @@ def _spectrum(panel: Axes, centred: np.ndarray, space: int) -> None:
     panel.set(
         xlabel="wavenumber |k| [waves per side]",
         ylabel="variance per unit wavenumber",
-        title="Isotropic spectrum",
+        title="Isotropic spectrum" if space == 2 else "Spectrum",
     )

@@ -217,7 +217,7 @@ def _frame_curve(panel: Axes, at: xr.Dataset) -> bool:
     """Limits of a curve; True when lag 0 was left out to show what follows."""
     panel.axhline(0, color="grey", lw=0.8, zorder=0)
     after = at.isel(lag=slice(1, None)) if at.sizes["lag"] > 1 else at
-    low, high = min(0.0, float(after.response.min())), float(after.response.max())
+    low, high = min(0.0, float(after.response.min())), max(0.0, float(after.response.max()))
     start = float(at.response.isel(lag=0).max())
     hidden = start > 2.5 * high > 0
     seen = after if hidden else at
@@ -320,10 +320,11 @@ def _square(value: Any) -> Any:
 
 
 def _signed_ticks(limit: float) -> list[float]:
-    """The largest one-digit number within the limit and a tenth of it, on both sides of 0."""
+    """The largest one-digit number within the limit and about a quarter of it, on both sides."""
     unit = 10 ** np.floor(np.log10(limit))
     top = float(np.floor(limit / unit + 1e-9) * unit)
-    return [-top, -top / 10, 0.0, top / 10, top]
+    quarter = float(f"{top / 4:.1g}")
+    return [-top, -quarter, 0.0, quarter, top]
 
 
 def _draw_profiles(path: Path, one: xr.Dataset, names: list[str], units: str) -> None:

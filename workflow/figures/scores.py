@@ -118,7 +118,7 @@ def stein(response: xr.Dataset, folder: Path) -> tuple[str, str] | None:
             figure.colorbar(mesh, ax=list(panels[:-1]), shrink=0.8, pad=0.02)
         for name in names:
             _stein_curve(panels[-1], data.sel(estimator=name), waves, name)
-        _finish_stein(panels[-1])
+        _finish_stein(panels[-1], _radius(data, waves).max())
         share_legend(figure, panels[-1:])
     worst = ", ".join(f"{n} {float(error.sel(estimator=n).max()):.2g}" for n in names)
     caption = (
@@ -219,13 +219,11 @@ def _stein_map(panel: Axes, error: xr.DataArray, norm: LogNorm) -> Any:
 
 def _stein_curve(panel: Axes, one: xr.Dataset, waves: list[str], name: str) -> None:
     """M against |k|: mean over the modes of a shell, and their range."""
-    grid = xr.broadcast(*[one[w] for w in waves])
-    k = [g.transpose(*waves).values.astype(float).ravel() for g in grid]
-    radius = np.sqrt(np.sum(np.square(k), axis=0))
+    radius = _radius(one, waves)
     values = one.stein.where(one.unresolved == 0).values.ravel()
     # Half a spectrum holds the modes kx > 0 for their conjugates too.
-    half = k[-1].min() >= 0
-    weights = np.where(half & (k[-1] > 0), 2.0, 1.0)
+    kx = xr.broadcast(*[one[w] for w in waves])[-1].transpose(*waves).values.ravel()
+    weights = np.where((kx.min() >= 0) & (kx > 0), 2.0, 1.0)
     shell, total, count = by_shell(values, radius, weights)
     seen = count > 0
     rounded = np.rint(radius).astype(int)
@@ -235,8 +233,16 @@ def _stein_curve(panel: Axes, one: xr.Dataset, waves: list[str], name: str) -> N
     panel.plot(shell[seen], total[seen] / count[seen], marker="o", ms=4, label=name, **line(name))
 
 
-def _finish_stein(panel: Axes) -> None:
+def _radius(data: xr.Dataset, waves: list[str]) -> np.ndarray:
+    """|k| of every mode, `(mode)`."""
+    grid = xr.broadcast(*[data[w] for w in waves])
+    k = [g.transpose(*waves).values.astype(float).ravel() for g in grid]
+    return np.asarray(np.sqrt(np.sum(np.square(k), axis=0)))
+
+
+def _finish_stein(panel: Axes, largest: float) -> None:
     panel.axhline(1, color="black", lw=1)
+    panel.set_xlim(-0.02 * largest, 1.02 * np.ceil(largest))
     low, high = panel.get_ylim()
     panel.set_ylim(min(low, 0.95), max(high, 1.05))
     panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))

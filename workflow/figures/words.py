@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,7 +81,12 @@ def _agreement(estimators: Numbers, reference: str) -> str:
             f", L2 distance summed over the {_count(len(lags), 'lag')} at which the Gaussian "
             f"score is significantly off: {', '.join(f'{n} {_distance(sums[n])}' for n in ranked)}"
         )
+    else:
+        worst = {name: _largest(one) for name, one in against.items()}
+        text += f", largest L2 distance at a lag: {', '.join(f'{n} {w}' for n, w in worst.items())}"
     text += f". {_verdicts(against)}"
+    if len(against) > 1 and not any(one.get("different_lags") for one in against.values()):
+        text += " Nothing tells them apart here; more members or pairs may."
     return f"{text} {_floor(against.get('exact'))}".strip() if reference == "direct" else text
 
 
@@ -88,6 +94,12 @@ def _distance(one: Numbers) -> str:
     value = with_error(one["summed_l2"], one.get("summed_l2_standard_error"))
     share = one.get("relative_l2")
     return value if share is None else f"{value} ({_percent(share)} of the response)"
+
+
+def _largest(one: Numbers) -> str:
+    """The largest distance at a lag, with its standard error."""
+    pairs = zip(one.get("l2") or [], one.get("l2_standard_error") or [], strict=False)
+    return with_error(*max((p for p in pairs if p[0] is not None), default=(None, None)))
 
 
 def _verdicts(against: Numbers) -> str:
@@ -132,7 +144,7 @@ def _stein(summary: Numbers, estimators: Numbers) -> str:
             continue
         parts.append(f"{name} {number(raw, 2)}{_worst(summary, one)}")
         if one.get("unresolved_modes"):
-            lost.append(f"{name} does not see {_count(one['unresolved_modes'], 'mode')}")
+            lost.append(f"{name} {one['unresolved_modes']}")
     if not parts:
         return ""
     text = f"Stein error before recalibration, 0 for the true score: {'; '.join(parts)}."
@@ -140,7 +152,9 @@ def _stein(summary: Numbers, estimators: Numbers) -> str:
         text += " A Gaussian score obeys it whatever the data, so its small error is no proof."
     if summary.get("recalibrated"):
         text += " Recalibration restores the identity, that is lag 0; it cannot repair later lags."
-    return f"{text} {'; '.join(lost).capitalize()}." if lost else text
+    grid = (summary.get("sizes") or {}).get("grid")
+    modes = f", of {math.prod(grid)}" if grid else ""
+    return f"{text} Modes lost in noise{modes}: {', '.join(lost)}." if lost else text
 
 
 def _worst(summary: Numbers, one: Numbers) -> str:
