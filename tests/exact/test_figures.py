@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 
@@ -10,7 +11,10 @@ import pytest
 import xarray as xr
 from matplotlib.image import imread
 
-from workflow.figures import MANNER, by_shell, ensemble, page, responses, scores
+from workflow.figures import MANNER, by_shell, ensemble, responses, scores
+from workflow.figures.page import page
+from workflow.figures.words import findings, with_error
+from workflow.stages.summary import as_json, compare
 
 ALL = ("gaussian", "neural", "exact", "direct")
 N = 16
@@ -141,9 +145,8 @@ def draw_all(folder, space, names):
         responses.curves(response, folder),
         responses.maps(response, folder),
     ]
-    if space == 2:  # these two do not know about space
-        drawn.append(responses.errors(response, folder))
-        drawn.append(scores.training(a_log(), folder, baseline=-1.0))
+    drawn.append(responses.errors(response, folder))
+    drawn.append(scores.training(a_log(), folder, baseline=-1.0))
     return drawn
 
 
@@ -160,7 +163,7 @@ def check(folder, drawn):
 @pytest.mark.parametrize("space", [1, 2])
 def test_every_picture_is_drawn_without_warnings(tmp_path, space, recwarn):
     drawn = draw_all(tmp_path, space, ALL)
-    assert len({name for name, _ in drawn}) == (6, 8)[space - 1]
+    assert len({name for name, _ in drawn}) == 8
     check(tmp_path, drawn)
     assert not [str(w.message) for w in recwarn]
 
@@ -182,6 +185,44 @@ def test_direct_alone_has_curves_and_maps_only(tmp_path):
     assert scores.stein(response, tmp_path) is None
     assert responses.errors(response, tmp_path) is None
     check(tmp_path, [responses.curves(response, tmp_path), responses.maps(response, tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "space, names", [(1, ("exact", "direct")), (2, ("gaussian", "direct")), (1, ("neural",))]
+)
+def test_any_estimators_can_be_missing(tmp_path, space, names, recwarn):
+    response = a_response(space, names)
+    drawn = [responses.curves(response, tmp_path), responses.maps(response, tmp_path)]
+    drawn += [responses.errors(response, tmp_path), scores.stein(response, tmp_path)]
+    check(tmp_path, [one for one in drawn if one is not None])
+    assert not [str(w.message) for w in recwarn]
+
+
+def test_a_response_without_space_is_one_curve_and_no_map(tmp_path):
+    """A mean has a response of its own; its labels choose it."""
+    one = a_response(1).isel(dx=N // 2)
+    other = one.assign_coords(perturbation=["uniform"], observable=["mean"])
+    both = xr.concat([one, other], "observable", data_vars="minimal", join="outer")
+    both = both.isel(perturbation=[1])
+    chosen = {"perturbation": "uniform", "observable": "mean"}
+    name, caption = responses.curves(both, tmp_path, **chosen)
+    assert caption.startswith("Response of mean to a unit kick of uniform, with 95 % confidence")
+    assert "The direct response is known until lag 15." in caption
+    assert responses.maps(both, tmp_path, **chosen) is None
+    check(tmp_path, [(name, caption)])
+
+
+def test_the_labels_choose_what_is_drawn(tmp_path):
+    one = a_response(2, ("exact",))
+    other = one.assign_coords(observable=["other"])
+    other["response"] = 2 * other.response
+    both = xr.concat([other, one], "observable", data_vars="minimal")
+    responses.curves(both, tmp_path / "a", observable="field:u")
+    responses.curves(one, tmp_path / "b")
+    a, b = (imread(tmp_path / n / "response_curves.png") for n in "ab")
+    assert np.array_equal(a, b)
+    with pytest.raises(KeyError):
+        responses.curves(both, tmp_path, observable="none")
 
 
 def test_a_small_grid_has_fewer_responders(tmp_path):
@@ -220,9 +261,14 @@ def test_shells_hold_all_of_the_variance(space):
 
 SUMMARY = {
     "system": {"kind": "allen_cahn"},
-    "members": 128,
-    "length": 2000.0,
-    "pairs": 12800,
+    "sizes": {
+        "members": 128,
+        "length": 2000.0,
+        "grid": [32, 32],
+        "pairs": 12800,
+        "network_parameters": 38306,
+        "bytes": {"ensemble.zarr": 3 * 2**20},
+    },
     "estimators": {
         "gaussian": {
             "against": {"direct": {"summed_l2": 1.25, "summed_l2_standard_error": 0.04}},
@@ -234,7 +280,6 @@ SUMMARY = {
     },
     "wall_seconds": {"simulate": 12.3456},
     "versions": {"numpy": "2.3.0 & more"},
-    "sizes": {"ensemble.zarr": "1.2 GiB"},
 }
 
 
@@ -252,27 +297,148 @@ class _Tags(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_escaped_and_alone(tmp_path):
+def test_the_page_is_whole_escaped_and_alone():
+    """It is opened by double click, offline, years later."""
     figures = [("a.png", 'a "caption" with <script>')]
-    text = page.write_page(tmp_path, "A & B", SUMMARY, figures).read_text("utf-8")
+    text = page("A & B", SUMMARY, figures, experiment="name: <own>\nseed: 1\n")
     tags = _Tags()
     tags.feed(text)
     assert not tags.open
     assert ("script", {}) not in tags.seen and ("b", {}) not in tags.seen
     assert not re.search(r"https?://|@import|url\(", text)
-    images = [attrs["src"] for tag, attrs in tags.seen if tag == "img"]
-    assert images == ["a.png"]
-    for needed in ("1.25 ± 0.04", "1e-07", "A &amp; B", "12.35", "2.3.0 &amp; more", "1.2 GiB"):
+    linked = [v for _, attrs in tags.seen for k, v in attrs.items() if k in ("src", "href")]
+    assert linked == ["a.png", "a.png"]
+    for needed in ("1.25 ± 0.04", "1e-07", "A &amp; B", "12.35", "2.3.0 &amp; more", "3 MiB"):
         assert needed in text
+    assert "32 × 32" in text and "38306" in text and "name: &lt;own&gt;\nseed: 1</pre>" in text
 
 
-def test_a_sum_over_no_lag_is_not_shown_as_agreement(tmp_path):
+def test_a_sum_over_no_lag_is_a_dash():
+    nothing = {"summed_l2": None, "summed_l2_standard_error": None, "summed_lags": []}
+    text = page("short", {"estimators": {"neural": {"against": {"direct": nothing}}}}, [])
+    assert "<td>–</td>" in text and "None" not in text
+
+
+def test_a_page_of_an_empty_summary_is_a_page():
+    text = page("empty", {}, [])
+    assert "<h1>empty</h1>" in text
+    assert not re.search("<h2>|<pre>|None", text)
+
+
+def _against(value, different, *, compared=20):
+    found = {"compared_lags": compared, "different_lags": [float(t) for t in range(different)]}
+    if value is None:
+        one = {"summed_lags": [], "summed_l2": None, "l2": [0.0, 0.2, None]}
+        return found | one | {"l2_standard_error": [0.0, 0.05, None]}
+    found |= {"summed_lags": [1.0, 2.0], "summed_l2": value, "relative_l2": value / 4}
+    return found | {"summed_l2_standard_error": 0.11}
+
+
+def _told(**direct):
+    """Findings of estimators with these distances from the paired runs."""
+    stein = {"stein_error_raw": 0.1375, "stein_error_raw_by_shell": [0.1, 0.37, None]}
+    known = {name: {"against": {"direct": one}} | stein for name, one in direct.items()}
+    summary = {"estimators": known | {"direct": {"against": {}}}, "wavenumber": [0, 1, 2]}
+    return findings(summary)
+
+
+def test_the_words_rank_the_estimators_by_the_numbers_of_the_summary():
+    """The words are what most readers read, so they must turn when the numbers do."""
+    good, bad = _against(0.4, 0), _against(1.64, 6)
+    text = _told(neural=good, gaussian=bad)[0]
+    assert "neural 0.40 ± 0.11 (10 % of the response), gaussian 1.64 ± 0.11 (41 %" in text
+    assert "Neural is within three standard errors of it at all 20 lags; gaussian is off" in text
+    assert "gaussian is off by more than three standard errors at 6 of 20 lags" in text
+    turned = _told(neural=bad, gaussian=good)[0]
+    assert "gaussian 0.40 ± 0.11 (10 % of the response), neural 1.64" in turned
+    assert "gaussian is within three" in turned
+
+
+def test_the_words_say_what_the_exact_score_says_about_the_paired_runs():
+    noise = _told(exact=_against(0.2, 0), gaussian=_against(1.7, 6))[0]
+    assert "The exact score's distance is sampling noise" in noise
+    broken = _told(exact=_against(0.9, 9), gaussian=_against(1.7, 9))[0]
+    assert "is sampling noise" not in broken and "too large to be linear" in broken
+
+
+def test_the_words_do_not_take_noise_for_agreement():
+    """Where even the Gaussian score cannot be told from the truth, nothing was tested."""
+    text = _told(neural=_against(None, 0), gaussian=_against(None, 0))[0]
+    assert "neural 0.20 ± 0.05" in text
+    assert "Nothing tells them apart here" in text
+    assert "Nothing tells" not in _told(neural=_against(1, 0), gaussian=_against(2, 3))[0]
+
+
+def test_the_words_without_references_name_the_stein_identity_as_the_only_test():
+    summary = {"estimators": {"neural": {"against": {}, "stein_error_raw": 0.14}}}
+    told = findings(summary)
+    assert "neither paired perturbed runs nor an exact score" in told[0]
+    assert "neural 0.14" in told[1] and "Gaussian" not in told[1]
+    assert findings({}) == []
+
+
+def test_the_words_name_the_worst_wavenumber_of_the_stein_error():
+    assert "neural 0.14 (largest 0.37 at |k| = 1)" in _told(neural=_against(1.0, 1))[1]
+
+
+@pytest.mark.parametrize(
+    "value, error, text",
+    [
+        (0.39845, 0.11049, "0.40 ± 0.11"),
+        (0.96726, 0.03483, "0.97 ± 0.03"),
+        (5.57242, 0.072, "5.57 ± 0.07"),
+        (123.4, 26.0, "123 ± 26"),
+        (1.5, None, "1.5"),
+        (None, None, "–"),
+        (float("nan"), 0.1, "–"),
+    ],
+)
+def test_a_number_ends_where_its_error_begins(value, error, text):
+    assert with_error(value, error) == text
+
+
+def _noisy(names, *, off):
+    """A response with squared distances of `off` standard errors at every lag."""
+    data = a_response(1, names).assign_coords(perturbation=["pixel"], observable=["field"])
+    known = data.l2.notnull()
+    more = {"l2_squared": xr.where(known, off, np.nan)}
+    more |= {"l2_squared_standard_error": xr.where(known, 1.0, np.nan)}
+    more |= {"l2_corrected": data.l2, "l2_corrected_standard_error": data.l2_standard_error}
+    return data.assign(more)
+
+
+def test_a_sum_over_no_significant_lag_is_null():
     """An empty sum is 0 and would be the best number of the table."""
-    nothing = {"summed_l2": 0.0, "summed_l2_standard_error": 0.0, "significant_lags": []}
-    summary = {"estimators": {"neural": {"against": {"direct": nothing}}}}
-    text = page.write_page(tmp_path, "short run", summary, []).read_text("utf-8")
-    assert "0 ± 0" not in text
+    found = compare(_noisy(ALL, off=2.9), "neural", "direct")
+    assert found["summed_lags"] == found["different_lags"] == []
+    assert found["compared_lags"] == 30
+    keys = [key for key in found if key.startswith(("summed_l", "relative")) and "lags" not in key]
+    assert len(keys) == 8 and all(found[key] is None for key in keys)
+    assert compare(_noisy(ALL[1:], off=9.0), "neural", "direct")["summed_l2"] is None
 
 
-def test_a_page_of_an_empty_summary_is_a_page(tmp_path):
-    assert "<h1>empty</h1>" in page.write_page(tmp_path, "empty", {}, []).read_text("utf-8")
+def test_a_sum_holds_the_lags_known_to_both():
+    """Direct ends early: its distance from the exact score is summed until there."""
+    data = _noisy(ALL, off=3.1)
+    found = compare(data, "direct", "exact")
+    assert found["summed_lags"] == [float(t) for t in data.lag[1:31]]
+    l2 = data.l2.sel(estimator="direct", reference="exact")[1:31]
+    assert np.isclose(found["summed_l2"], float(l2.sum()))
+    assert len(compare(data, "neural", "exact")["summed_lags"]) == 40
+
+
+def test_the_share_of_the_response_has_its_noise_taken_out():
+    data = _noisy(ALL, off=3.1)
+    found = compare(data, "neural", "exact")
+    one = data.isel(perturbation=0, observable=0).sel(estimator="exact")
+    norm = np.sqrt((one.response**2 - 0.004**2).sum("dx").clip(min=0))
+    assert np.isclose(found["relative_l2"], found["summed_l2"] / float(norm[1:].sum()))
+
+
+def test_the_summary_is_json_with_a_line_for_every_list():
+    content = {"a": {"b": [1.0, None, [2]], "c": {}}, "d": 'x "y"'}
+    text = as_json(content)
+    assert json.loads(text) == content
+    assert '    "b": [1.0, null, [2]],\n' in text and len(text.splitlines()) == 7
+    with pytest.raises(ValueError):
+        as_json({"a": float("nan")})

@@ -55,8 +55,9 @@ def snapshots(
         )
         right.colorbar(mesh, ax=panel, label=label(field))
     caption = (
-        f"{label(field)}: last snapshot of {shown} member{'s' if shown > 1 else ''}, and the last "
-        f"{history.sizes['time']} saved times of one of them along x{where}; one colour scale."
+        f"{_sentence(label(field))}: last snapshot of {shown} member{'s' if shown > 1 else ''}, "
+        f"and the last {history.sizes['time']} saved times of one of them "
+        f"along x{where}; one colour scale."
     )
     return "snapshots.png", caption
 
@@ -90,10 +91,12 @@ def density_and_spectrum(
         left, right = figure.subplots(1, 2)
         _density(left, values.ravel(), label(field))
         _spectrum(right, centred, len(space))
+    all_ways = ", over all directions" if len(space) == 2 else ""
     caption = (
-        f"Left: density of {label(field)} at a pixel (standard deviation {deviation:.3g}, skewness "
+        f"Left: density of a pixel ({label(field)}; standard deviation {deviation:.3g}, skewness "
         f"{skewness:.2f}, excess kurtosis {kurtosis - 3:.2f}) and the Gaussian of the same "
-        f"variance. Right: variance per unit wavenumber, over all directions. From "
+        f"variance. Right: variance per unit wavenumber{all_ways}; the open circle is "
+        "the shell of half the grid, whose modes time steppers treat apart. From "
         f"{sample.sizes['member']} members at {sample.sizes['time']} times."
     )
     return "density_spectrum.png", caption
@@ -101,6 +104,10 @@ def density_and_spectrum(
 
 def _field(ensemble: xr.Dataset, variable: str | None) -> xr.DataArray:
     return ensemble[variable or str(next(iter(ensemble.data_vars)))]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _limit(*fields: xr.DataArray) -> float:
@@ -202,8 +209,15 @@ def _spectrum(panel: Axes, centred: np.ndarray, space: int) -> None:
     # Mean times circumference: the number of modes in a shell jumps from shell to shell.
     density = total / np.maximum(count, 1) * (2 * np.pi * shell if space == 2 else 2.0)
     # Shells beyond the shortest half side are cut by the corners of the square.
-    kept = slice(1, min(shape) // 2 + 1)
-    panel.loglog(shell[kept], density[kept], "o-", color=COLOURS["direct"], ms=4, lw=1.8)
+    half = min(shape) // 2
+    kept = slice(1, half + 1 if min(shape) % 2 else half)
+    panel.loglog(shell[kept], density[kept], "o-", color=COLOURS["direct"], ms=5, lw=1.8)
+    if min(shape) % 2 == 0:
+        panel.plot(shell[half], density[half], "o", color=COLOURS["direct"], ms=7, mfc="white")
+    if density[1 : half + 1].max() < 10 * density[1 : half + 1].min():
+        # Less than a decade has one logarithmic tick, or two.
+        panel.set_yscale("linear")
+        panel.set_ylim(bottom=0)
     # Powers of two: matplotlib's own labels within a decade run into each other.
     panel.xaxis.set_major_locator(FixedLocator([2**n for n in range(16)]))
     panel.xaxis.set_minor_locator(NullLocator())
@@ -211,5 +225,5 @@ def _spectrum(panel: Axes, centred: np.ndarray, space: int) -> None:
     panel.set(
         xlabel="wavenumber |k| [waves per side]",
         ylabel="variance per unit wavenumber",
-        title="Isotropic spectrum",
+        title="Isotropic spectrum" if space == 2 else "Spectrum",
     )

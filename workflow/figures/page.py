@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from workflow.figures import colour, in_order
+from workflow.figures.words import REFERENCES, findings, number, with_error
 
-REFERENCES = ("direct", "exact")
-"""What responses are compared with, in the order of the columns."""
+DENSITY = 1.44
+"""Pixels of a picture for one of the page: a picture of 12 inches fills a wide page."""
 
 _STYLE = """
 :root{color-scheme:light}
@@ -23,10 +24,14 @@ h2{font-size:1.35rem;margin:2.6rem 0 .6rem;padding-bottom:.25rem;border-bottom:1
 .wide{overflow-x:auto}
 table{border-collapse:collapse;margin:.6rem 0;font-variant-numeric:tabular-nums}
 td,th{padding:.4rem .9rem;border-bottom:1px solid #e3e3e3;text-align:right;vertical-align:top}
+td{white-space:nowrap}
 th{font-weight:600;background:#f6f7f9}
 td:first-child,th:first-child{text-align:left}
+pre{background:#f6f7f9;padding:1rem;overflow-x:auto;font-size:.85em}
+ul{padding-left:1.2rem;max-width:60rem}
+li{margin:.4rem 0}
 figure{margin:0 0 2.2rem}
-figure img{display:block;width:100%;height:auto}
+figure img{display:block;max-width:100%;height:auto}
 figcaption{max-width:52rem;margin-top:.5rem}
 .run{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:0 2rem}
 .dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.5em}
@@ -35,60 +40,68 @@ figcaption{max-width:52rem;margin-top:.5rem}
 """
 
 
-def write_page(
-    folder: Path,
+def page(
     title: str,
     summary: Mapping[str, Any],
     figures: Sequence[tuple[str, str]],
-) -> Path:
-    """Write `index.html` beside the pictures; nothing outside the folder is needed to read it.
+    *,
+    experiment: str = "",
+) -> str:
+    """The report as one HTML text; nothing outside its folder is needed to read it.
 
     Args:
-        folder: the report folder.
         title: heading.
         summary: content of `summary.json`; what it lacks is left out.
-        figures: file name and caption of each picture, in order.
+        figures: file name and caption of each picture beside the page, in order.
+        experiment: the resolved experiment file.
 
     Returns:
-        The file written.
+        HTML with relative links to the pictures only.
     """
     drawn = "\n".join(_figure(name, caption) for name, caption in figures)
     pictures = f"<h2>Pictures</h2>\n{drawn}" if drawn else ""
-    text = f"""<!doctype html>
+    return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{_STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
 {_lead(summary)}
+{_findings(summary)}
 {_errors(summary)}
 {pictures}
 {_run(summary)}
+{_experiment(experiment)}
 </body></html>
 """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "index.html"
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def _figure(name: str, caption: str) -> str:
+    """A picture that opens alone when it is touched, for those with a small screen."""
+    file = escape(quote(name))
     return (
-        f'<figure><img src="{escape(name)}" alt="{escape(caption)}" loading="lazy">'
+        f'<figure><a href="{file}"><img src="{file}" srcset="{file} {DENSITY}x" '
+        f'alt="{escape(caption)}"></a>'
         f"<figcaption>{escape(caption)}</figcaption></figure>"
     )
 
 
 def _lead(summary: Mapping[str, Any]) -> str:
     """What was asked, in one sentence."""
-    system = summary.get("system")
+    system, sizes = summary.get("system"), summary.get("sizes") or {}
     kind = system.get("kind") if isinstance(system, Mapping) else system
-    words = f"Response of {kind}" if kind else "Response"
+    words = f"Response of the {kind} system" if kind else "Response"
     words = f"{words.replace('_', ' ')} to a small kick, learned from unperturbed data"
-    if "members" in summary and "length" in summary:
-        words += f": {summary['members']} members of length {_number(summary['length'])}"
-    if summary.get("pairs"):
-        words += f"; the direct response is from {summary['pairs']} pairs of perturbed runs"
+    if "members" in sizes and "length" in sizes:
+        words += f": {sizes['members']} members of length {number(sizes['length'], 6)}"
+    if sizes.get("pairs"):
+        words += f"; the direct response is from {sizes['pairs']} pairs of perturbed runs"
     return f'<p class="lead">{escape(words)}.</p>'
+
+
+def _findings(summary: Mapping[str, Any]) -> str:
+    """What was found, in words."""
+    told = "".join(f"<li>{escape(text)}</li>" for text in findings(summary))
+    return f"<h2>Findings</h2>\n<ul>{told}</ul>" if told else ""
 
 
 def _errors(summary: Mapping[str, Any]) -> str:
@@ -105,52 +118,54 @@ def _errors(summary: Mapping[str, Any]) -> str:
     for name in in_order(estimators):
         one = estimators[name]
         against = one.get("against") or {}
-        row = [_with_error(against.get(r) or {}) for r in REFERENCES]
-        row += [_number(one.get(f"stein_error_{end}")) for end in ("raw", "recalibrated")]
-        row += [_number(scores.get(name))] if scores else []
+        known = [against.get(reference) or {} for reference in REFERENCES]
+        row = [with_error(o.get("summed_l2"), o.get("summed_l2_standard_error")) for o in known]
+        row += [number(one.get(f"stein_error_{end}")) for end in ("raw", "recalibrated")]
+        row += [number(scores.get(name))] if scores else []
         dot = f'<span class="dot" style="background:{colour(name)}"></span>'
         rows.append([dot + escape(name), *map(escape, row)])
     note = (
         "L2 errors are summed over the lags at which the Gaussian estimator's error is "
-        "significant, ± one standard error; they hold the sampling noise of both sides. A dash: "
-        "no reference, or no such lag. "
+        "significant and this one's is known, ± one standard error; they hold the sampling noise "
+        "of both sides. A dash: no reference, or no such lag. "
         "The Stein error is 0 for the score of the data."
     )
     return f'<h2>Errors</h2>\n{_table(head, rows)}\n<p class="note">{escape(note)}</p>'
 
 
-def _with_error(against: Mapping[str, Any]) -> str:
-    value, error = against.get("summed_l2"), against.get("summed_l2_standard_error")
-    # A sum over no lag is 0, which would read as perfect agreement.
-    if value is None or against.get("significant_lags") == []:
-        return "–"
-    return _number(value) if error is None else f"{_number(value)} ± {_number(error, 2)}"
-
-
 def _run(summary: Mapping[str, Any]) -> str:
     """Sizes, wall times and versions, side by side where the screen is wide."""
-    sizes = {k: summary[k] for k in ("members", "length", "pairs") if k in summary}
-    stores = summary.get("sizes") or {}
+    sizes = dict(summary.get("sizes") or {})
+    stored = {name: _bytes(count) for name, count in (sizes.pop("bytes", None) or {}).items()}
     columns = [
-        ("size", "", sizes | dict(stores)),
+        ("size", "", sizes | stored),
         ("stage", "wall seconds", summary.get("wall_seconds") or {}),
         ("package", "version", summary.get("versions") or {}),
     ]
     tables = []
     for first, second, found in columns:
-        rows = [[escape(str(k)), escape(_cell(v))] for k, v in found.items()]
+        rows = [[escape(str(k).replace("_", " ")), escape(_cell(v))] for k, v in found.items()]
         if rows:
             tables.append(f"<div>{_table([first, second], rows)}</div>")
     return f'<h2>Run</h2>\n<div class="run">{"".join(tables)}</div>' if tables else ""
 
 
+def _experiment(text: str) -> str:
+    return f"<h2>Experiment</h2>\n<pre>{escape(text.strip())}</pre>" if text.strip() else ""
+
+
 def _cell(value: Any) -> str:
-    return _number(value, 4) if isinstance(value, float) else str(value)
+    if isinstance(value, list | tuple):
+        return " × ".join(map(str, value))
+    return number(value, 4) if isinstance(value, float) else str(value)
 
 
-def _number(value: Any, digits: int = 3) -> str:
-    """A number in few digits; a dash for what is missing."""
-    return "–" if value is None or value != value else f"{value:.{digits}g}"
+def _bytes(count: int) -> str:
+    """A size in the largest unit that leaves at least one."""
+    size, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
+    while size >= 1024 and len(units) > 1:
+        size, units = size / 1024, units[1:]
+    return f"{size:.3g} {units[0]}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.colors import FuncNorm
 from matplotlib.ticker import MaxNLocator
 
 from workflow.figures import colour, edges, in_order, line, picture, share_legend, whole_ticks
@@ -35,9 +36,11 @@ def curves(
 ) -> tuple[str, str]:
     """Response of the kicked pixel and of three pixels downstream against lag, with bands.
 
+    A response without space, such as that of a mean, is one curve for each estimator.
+
     Args:
         response: holds `response`, `ci_low`, `ci_high`, dims (estimator, perturbation,
-            observable, lag, [dy,] dx).
+            observable, lag, [[dy,] dx]).
         folder: where the picture goes.
         perturbation: which kick; default the first one.
         observable: what is watched; default the first one.
@@ -46,6 +49,8 @@ def curves(
         File name and caption.
     """
     one = _one(response, perturbation, observable)
+    if "dx" not in one.dims:
+        return _scalar_curve(response, one, folder)
     one = one.sel(dy=0) if "dy" in one.dims else one
     names = in_order(one.estimator.values)
     hidden = False
@@ -64,11 +69,11 @@ def curves(
             panel.set_title(f"$R_{{{step + 1}1}}$: {where}")
             panel.set(xlabel=_LAG, ylabel=f"response {_units(response)}".strip())
         share_legend(figure, panels.flat)
-    level = response.attrs.get("level", 0.95)
     caption = (
         "Mean response of the kicked pixel and of pixels downstream of it to a unit kick of one "
-        f"pixel, with {100 * float(level):g} % confidence bands."
+        f"pixel, with {_level(response)} bands."
     )
+    caption += _ends(one, names)
     if hidden:
         caption += " The kicked pixel starts at 1 at lag 0, above the frame."
     return "response_curves.png", caption
@@ -115,7 +120,7 @@ def maps(
     lags: Sequence[float] | None = None,
     perturbation: str | None = None,
     observable: str | None = None,
-) -> tuple[str, str]:
+) -> tuple[str, str] | None:
     """Response around the kicked pixel at four lags: a row for each estimator.
 
     One-dimensional systems have a panel for each lag that holds all estimators.
@@ -128,15 +133,20 @@ def maps(
         observable: what is watched; default the first one.
 
     Returns:
-        File name and caption.
+        File name and caption; None for a response without space.
     """
     one = _one(response, perturbation, observable)
+    if "dx" not in one.dims:
+        return None
     names = in_order(one.estimator.values)
     wanted = _clear_lags(one, names) if lags is None else lags
     one = one.sel(lag=list(wanted), method="nearest").compute()
     if "dy" in one.dims:
         _draw_maps(folder / "response_maps.png", one, names, _units(response))
-        manner = "Each lag has its own colour scale, shared by the estimators."
+        manner = (
+            "Each lag has its own colour scale, shared by the estimators; colours follow the "
+            "square root of the response, so that weak responses show."
+        )
     else:
         _draw_profiles(folder / "response_maps.png", one, names, _units(response))
         manner = "Bands are confidence intervals."
@@ -157,6 +167,39 @@ def _one(response: xr.Dataset, perturbation: str | None, observable: str | None)
     return one
 
 
+def _scalar_curve(response: xr.Dataset, one: xr.Dataset, folder: Path) -> tuple[str, str]:
+    at = one.compute()
+    kick, watched = str(one.perturbation.item()), str(one.observable.item())
+    with picture(folder / "response_curves.png", 9, 4.8) as figure:
+        panel = figure.subplots()
+        for name in in_order(one.estimator.values):
+            _band(panel, at.sel(estimator=name), name)
+        hidden = _frame_curve(panel, at)
+        panel.set_title(f"{watched} after {kick}")
+        panel.set(xlabel=_LAG, ylabel=f"response {_units(response)}".strip())
+        share_legend(figure, [panel])
+    caption = f"Response of {watched} to a unit kick of {kick}, with {_level(response)} bands."
+    caption += _ends(at, in_order(at.estimator.values))
+    return "response_curves.png", caption + (" Lag 0 is above the frame." if hidden else "")
+
+
+def _level(response: xr.Dataset) -> str:
+    return f"{100 * float(response.attrs.get('level', 0.95)):g} % confidence"
+
+
+def _ends(one: xr.Dataset, names: list[str]) -> str:
+    """Which estimators end before the last lag, in words."""
+    space = [d for d in one.response.dims if d not in ("estimator", "lag")]
+    known = one.response.notnull().any(space)
+    last = {name: one.lag[known.sel(estimator=name)].values[-1:] for name in names}
+    ends = {name: float(at[0]) for name, at in last.items() if len(at)}
+    return "".join(
+        f" The {name} response is known until lag {end:g}."
+        for name, end in ends.items()
+        if end < float(one.lag[-1])
+    )
+
+
 def _units(response: xr.Dataset) -> str:
     units = str(response.response.attrs.get("units", "1"))
     return "" if units in ("1", "") else f"[{units}]"
@@ -174,7 +217,7 @@ def _frame_curve(panel: Axes, at: xr.Dataset) -> bool:
     """Limits of a curve; True when lag 0 was left out to show what follows."""
     panel.axhline(0, color="grey", lw=0.8, zorder=0)
     after = at.isel(lag=slice(1, None)) if at.sizes["lag"] > 1 else at
-    low, high = min(0.0, float(after.response.min())), float(after.response.max())
+    low, high = min(0.0, float(after.response.min())), max(0.0, float(after.response.max()))
     start = float(at.response.isel(lag=0).max())
     hidden = start > 2.5 * high > 0
     seen = after if hidden else at
@@ -203,7 +246,10 @@ def _distance(panel: Axes, response: xr.Dataset, norm: str) -> None:
         panel.plot(response.lag, value, label=name, **line(name))
         highest.append(float((value + 2 * error).max()))
     panel.set_ylim(0, 1.08 * max(highest, default=1.0) or 1.0)
-    panel.set_xlim(float(response.lag.min()), float(response.lag.max()))
+    # A reference known for the first lags only would leave most of the panel empty.
+    known = response.lag[response[norm].notnull().any("estimator")]
+    panel.set_xlim(float(known.min()), float(known.max()))
+    panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
 
 
 def _clear_lags(one: xr.Dataset, names: list[str]) -> list[float]:
@@ -229,6 +275,7 @@ def _draw_maps(path: Path, one: xr.Dataset, names: list[str], units: str) -> Non
         for column in range(columns):
             at = one.response.isel(lag=column)
             limit = float(abs(at).max()) or 1.0
+            norm = FuncNorm((_root, _square), vmin=-limit, vmax=limit)
             mesh: Any = None
             for row, name in enumerate(names):
                 panel = panels[row, column]
@@ -238,21 +285,46 @@ def _draw_maps(path: Path, one: xr.Dataset, names: list[str], units: str) -> Non
                     y,
                     at.sel(estimator=name).transpose("dy", "dx").values,
                     cmap="RdBu_r",
-                    vmin=-limit,
-                    vmax=limit,
+                    norm=norm,
                     rasterized=True,
                 )
                 panel.set_aspect("equal")
                 whole_ticks(panel)
             bar = figure.colorbar(
-                mesh, ax=panels[:, column], location="bottom", aspect=16, pad=0.02
+                mesh, ax=panels[:, column], location="bottom", shrink=0.8, aspect=16, pad=0.02
             )
-            bar.locator = MaxNLocator(3, symmetric=True)
+            ticks = _signed_ticks(limit)
+            bar.set_ticks(ticks, labels=[f"{t:.1g}".replace("-", "\N{MINUS SIGN}") for t in ticks])
+            bar.minorticks_off()
             bar.set_label(f"response {units}".strip())
             panels[0, column].set_title(f"lag {float(one.lag[column]):g}")
             panels[-1, column].set_xlabel(f"dx {_STEPS}")
         for row, name in enumerate(names):
-            panels[row, 0].set_ylabel(f"{name}\ndy {_STEPS}", color=colour(name), fontweight="bold")
+            panels[row, 0].set_ylabel(f"dy {_STEPS}")
+            panels[row, 0].text(
+                *(0.04, 0.95, name),
+                color=colour(name),
+                fontweight="bold",
+                va="top",
+                transform=panels[row, 0].transAxes,
+            )
+
+
+def _root(value: Any) -> Any:
+    """Signed square root: the kicked pixel is far above all others, which must be seen too."""
+    return np.sign(value) * np.sqrt(np.abs(value))
+
+
+def _square(value: Any) -> Any:
+    return np.sign(value) * np.square(value)
+
+
+def _signed_ticks(limit: float) -> list[float]:
+    """The largest one-digit number within the limit and about a quarter of it, on both sides."""
+    unit = 10 ** np.floor(np.log10(limit))
+    top = float(np.floor(limit / unit + 1e-9) * unit)
+    quarter = float(f"{top / 4:.1g}")
+    return [-top, -quarter, 0.0, quarter, top]
 
 
 def _draw_profiles(path: Path, one: xr.Dataset, names: list[str], units: str) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, LogNorm
+from matplotlib.ticker import MaxNLocator
 
 from workflow.figures import (
     COLOURS,
@@ -100,7 +101,7 @@ def stein(response: xr.Dataset, folder: Path) -> tuple[str, str] | None:
     if not names:
         return None
     maps = names if len(waves) == 2 else []
-    with picture(folder / "stein.png", 3.4 * len(maps) + 6.2, 4.4) as figure:
+    with picture(folder / "stein.png", 2.6 * len(maps) + 5.2, 4.2) as figure:
         panels = np.atleast_1d(
             figure.subplots(1, len(maps) + 1, width_ratios=[1.0] * len(maps) + [1.6])
         )
@@ -109,12 +110,15 @@ def stein(response: xr.Dataset, folder: Path) -> tuple[str, str] | None:
         mesh = None
         for panel, name in zip(panels[:-1], maps, strict=True):
             mesh = _stein_map(panel, error.sel(estimator=name), norm)
-            panel.set_title(name, color=colour(name))
+            panel.set_title(f"{name}: $|M_k - 1|$", color=colour(name))
+        for panel in panels[1:-1]:
+            panel.set_ylabel("")
+            panel.tick_params(labelleft=False)
         if mesh is not None:
-            figure.colorbar(mesh, ax=list(panels[:-1]), label="$|M_k - 1|$", shrink=0.8)
+            figure.colorbar(mesh, ax=list(panels[:-1]), shrink=0.8, pad=0.02)
         for name in names:
             _stein_curve(panels[-1], data.sel(estimator=name), waves, name)
-        _finish_stein(panels[-1])
+        _finish_stein(panels[-1], _radius(data, waves).max())
         share_legend(figure, panels[-1:])
     worst = ", ".join(f"{n} {float(error.sel(estimator=n).max()):.2g}" for n in names)
     caption = (
@@ -147,7 +151,7 @@ def training(
     if not len(batch):
         return None
     held = _curve(log, "test_loss")
-    with picture(folder / "training.png", 9, 4.8) as figure:
+    with picture(folder / "training.png", 12, 5.2) as figure:
         panel = figure.subplots()
         panel.plot(*batch.T, color="#b5b5b5", lw=1, label="batch")
         if len(batch) >= 40:
@@ -164,7 +168,10 @@ def training(
         panel.legend(loc="upper right", ncols=2)
     caption = f"Training loss to step {batch[-1, 0]:g}; last batch {batch[-1, 1]:.4g}"
     if len(held):
-        caption += f", held-out members {held[-1, 1]:.4g} (lowest {held[:, 1].min():.4g})"
+        caption += (
+            f", held-out members {held[-1, 1]:.4g} (lowest {held[:, 1].min():.4g}) with the "
+            "averaged weights, which follow late at first"
+        )
     return "training.png", f"{caption}."
 
 
@@ -189,8 +196,8 @@ def _scatter(panel: Axes, x: np.ndarray, y: np.ndarray, name: str, frame: tuple[
     relative = np.sqrt(miss / float(np.sum(x**2)))
     panel.set_title(f"{name}: $R^2$ = {r2:.4f}", color=colour(name))
     panel.set_aspect("equal")
-    if high - low > 4:
-        whole_ticks(panel)
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(MaxNLocator(5))
     return f"{name}: R² = {r2:.4f}, relative error {relative:.3f}."
 
 
@@ -212,13 +219,11 @@ def _stein_map(panel: Axes, error: xr.DataArray, norm: LogNorm) -> Any:
 
 def _stein_curve(panel: Axes, one: xr.Dataset, waves: list[str], name: str) -> None:
     """M against |k|: mean over the modes of a shell, and their range."""
-    grid = xr.broadcast(*[one[w] for w in waves])
-    k = [g.transpose(*waves).values.astype(float).ravel() for g in grid]
-    radius = np.sqrt(np.sum(np.square(k), axis=0))
+    radius = _radius(one, waves)
     values = one.stein.where(one.unresolved == 0).values.ravel()
     # Half a spectrum holds the modes kx > 0 for their conjugates too.
-    half = k[-1].min() >= 0
-    weights = np.where(half & (k[-1] > 0), 2.0, 1.0)
+    kx = xr.broadcast(*[one[w] for w in waves])[-1].transpose(*waves).values.ravel()
+    weights = np.where((kx.min() >= 0) & (kx > 0), 2.0, 1.0)
     shell, total, count = by_shell(values, radius, weights)
     seen = count > 0
     rounded = np.rint(radius).astype(int)
@@ -228,11 +233,20 @@ def _stein_curve(panel: Axes, one: xr.Dataset, waves: list[str], name: str) -> N
     panel.plot(shell[seen], total[seen] / count[seen], marker="o", ms=4, label=name, **line(name))
 
 
-def _finish_stein(panel: Axes) -> None:
+def _radius(data: xr.Dataset, waves: list[str]) -> np.ndarray:
+    """|k| of every mode, `(mode)`."""
+    grid = xr.broadcast(*[data[w] for w in waves])
+    k = [g.transpose(*waves).values.astype(float).ravel() for g in grid]
+    return np.asarray(np.sqrt(np.sum(np.square(k), axis=0)))
+
+
+def _finish_stein(panel: Axes, largest: float) -> None:
     panel.axhline(1, color="black", lw=1)
+    panel.set_xlim(-0.02 * largest, 1.02 * np.ceil(largest))
     low, high = panel.get_ylim()
     panel.set_ylim(min(low, 0.95), max(high, 1.05))
-    panel.set(xlabel="wavenumber |k| [waves per side]", ylabel="$M_k$, raw")
+    panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    panel.set(xlabel="wavenumber |k| [waves per side]", title="$M_k$ before recalibration")
 
 
 def _curve(log: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:

@@ -3,83 +3,66 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
-from matplotlib.figure import Figure
+import xarray as xr
 
-from hpc.files import atomic_write_bytes, atomic_write_json
+from hpc.files import atomic_write_bytes
 from hpc.stores import open_store
-from workflow.figures import pictures
-from workflow.figures.html import page
+from workflow.figures import ensemble, responses, scores
+from workflow.figures.page import page
 from workflow.runs import Notify, Run
-from workflow.stages.summary import summarise
+from workflow.stages.summary import as_json, summarise
+
+Picture = Callable[[], tuple[str, str] | None]
+"""Draws a picture; returns its file name and caption, or None where there is nothing to draw."""
 
 
 def report(run: Run, notify: Notify) -> None:
     """Write `report/`: summary.json, the pictures, index.html."""
     folder = run.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    summary = summarise(run, open_store(run.response).load())
+    response = open_store(run.response).load()
+    summary = summarise(run, response)
     formats = run.experiment.report.format
     if "json" in formats:
-        atomic_write_json(folder / "summary.json", summary)
+        atomic_write_bytes(folder / "summary.json", f"{as_json(summary)}\n".encode())
     if "html" not in formats:
         return
-    figures = []
-    for count, (name, caption, figure) in enumerate(_figures(run)):
-        notify("report", count, EXPECTED_FIGURES)
-        figure.savefig(folder / f"{name}.png")
-        figures.append((f"{name}.png", caption))
+    pictures = _pictures(run, response)
+    drawn = []
+    for count, draw in enumerate(pictures):
+        notify("report", count, len(pictures))
+        drawn.append(draw())
     experiment = (run.folder / "experiment.yaml").read_text()
-    text = page(run.experiment.name, summary, figures, experiment)
+    found = [picture for picture in drawn if picture is not None]
+    text = page(run.experiment.name, summary, found, experiment=experiment)
     atomic_write_bytes(folder / "index.html", text.encode())
-    notify("report", EXPECTED_FIGURES, EXPECTED_FIGURES)
+    notify("report", len(pictures), len(pictures))
 
 
-EXPECTED_FIGURES = 8
-"""Pictures of a run with all estimators."""
-
-
-def _figures(run: Run) -> Iterator[tuple[str, str, Figure]]:
-    """Name, caption and figure of every picture that this run can have."""
-    response = open_store(run.response).load()
-    name = run.system.fields[0].name
-    field = open_store(run.ensemble)[name]
-    yield (
-        "response_curves",
-        "Response to a kick of one pixel, with confidence bands: the kicked pixel itself and "
-        "pixels downstream of it.",
-        pictures.curves(response),
-    )
-    yield (
-        "response_errors",
-        "Distance of each estimator's response from the direct and from the exact-score one; "
-        "bands are two standard errors.",
-        pictures.errors(response),
-    )
-    yield (
-        "response_maps",
-        "Response around the kicked pixel (at the origin) at four lags.",
-        pictures.maps(response),
-    )
-    yield "snapshots", "The unperturbed field.", pictures.snapshots(field)
-    yield (
-        "density_spectrum",
-        "Density of a pixel, and variance of the modes.",
-        pictures.density_and_spectrum(field),
-    )
+def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
+    """Every picture that this run may have, in the order of the page."""
+    folder = run.folder / "report"
+    field = run.system.fields[0].name
+    data = open_store(run.ensemble)
+    chosen: dict[str, Any] = {"perturbation": "pixel", "observable": "field"}
+    pictures: list[Picture] = [
+        partial(responses.curves, response, folder, **chosen),
+        partial(responses.errors, response, folder),
+        partial(responses.maps, response, folder, **chosen),
+        partial(ensemble.snapshots, data, folder, variable=field),
+        partial(ensemble.density_and_spectrum, data, folder, variable=field),
+    ]
     if run.learned:
-        scores = open_store(run.scores)[f"score_{name}"]
-        scatter = pictures.scores_against_exact(scores, run.test_members)
-        if scatter is not None:
-            text = "Score of each estimator against the exact score, on members held out."
-            yield "scores", text, scatter
-        yield (
-            "stein",
-            "The identity that every score must satisfy, before recalibration, by wavenumber.",
-            pictures.stein(response),
-        )
+        scored = open_store(run.scores)
+        pictures.append(partial(scores.against_exact, scored, folder, variable=f"score_{field}"))
+        pictures.append(partial(scores.stein, response, folder))
     log = run.folder / "score" / "log.jsonl"
     if run.experiment.score.estimator == "neural" and log.is_file():
         lines = [json.loads(text) for text in log.read_text().splitlines()]
-        yield "training", "Loss of the training.", pictures.training(lines)
+        # The antithetic loss of the Gaussian score is -1 per pixel by its whitening.
+        pictures.append(partial(scores.training, lines, folder, baseline=-1.0))
+    return pictures

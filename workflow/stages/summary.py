@@ -1,34 +1,74 @@
-"""Headline numbers of a run, as plain data."""
+"""The numbers of a finished run as plain data."""
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from scipy import fft
 
-from workflow.responses.recalibration import stein_error
+from workflow.responses.recalibration import stein_error, stein_spectrum
 from workflow.runs import Run, versions, wall_times
+from workflow.scores.neural import WhitenedScore
+from workflow.stages.data import load_whitening
 
 REFERENCES = ("direct", "exact")
 """What responses are compared with."""
 
+SIGNIFICANT = 3.0
+"""Standard errors beyond which a squared distance is taken as real."""
+
+DIGITS = 6
+"""Significant digits of a number in `summary.json`."""
+
 
 def summarise(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
-    """Everything `summary.json` holds."""
+    """Everything `summary.json` holds, numbers rounded to six significant digits.
+
+    Lists over lags follow `lag` (model time), lists over shells follow `wavenumber` (waves per
+    side). What is not known, or was measured at no lag, is None.
+    """
     e = run.experiment
-    return {
+    found = {
         "name": e.name,
         "system": e.system,
-        "members": e.ensemble.members,
-        "length": e.ensemble.length,
-        "pairs": sum(map(len, run.round_blocks)) * e.ensemble.members,
+        "sizes": sizes(run),
+        "recalibrated": e.response.recalibrate,
+        "lag": dataset.lag.values.tolist(),
+        "wavenumber": list(range(int(_shells(run.system.shape).max()) + 1)),
         "estimators": estimators(run, dataset),
         "score_error": score_errors(run),
         "wall_seconds": wall_times(run),
         "versions": versions(),
     }
+    rounded: dict[str, Any] = _rounded(found)
+    return rounded
+
+
+def sizes(run: Run) -> dict[str, Any]:
+    """How much was simulated, learned and stored."""
+    e = run.experiment
+    paired = "direct" in e.response.estimators
+    stores = (run.ensemble, run.perturbed, run.scores, run.correlations, run.response)
+    out: dict[str, Any] = {
+        "members": e.ensemble.members,
+        "length": e.ensemble.length,
+        "saved_times": run.times,
+        "grid": list(run.system.shape),
+        "pairs": sum(map(len, run.round_blocks)) * e.ensemble.members if paired else 0,
+    }
+    if "neural" in e.response.estimators:
+        model = WhitenedScore(load_whitening(run), e.score)
+        out["network_parameters"] = sum(p.numel() for p in model.parameters())
+    out["bytes"] = {
+        store.name: sum(f.stat().st_size for f in store.rglob("*") if f.is_file())
+        for store in stores
+        if store.is_dir()
+    }
+    return out
 
 
 def score_errors(run: Run) -> dict[str, float]:
@@ -44,42 +84,123 @@ def score_errors(run: Run) -> dict[str, float]:
 
 def estimators(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
     """Stein errors of each estimator and its distances from the references."""
-    space = len(run.space)
     out: dict[str, Any] = {}
     for name in map(str, dataset.estimator.values):
         one = dataset.sel(estimator=name, perturbation="pixel", observable="field")
         numbers: dict[str, Any] = {"against": {}}
         if name != "direct":
-            axes = tuple(range(-space, 0))
-            raw, final = (
-                fft.ifftshift(one[v].values, axes=axes) for v in ("response_raw", "response")
-            )
-            numbers["stein_error_raw"] = float(stein_error(raw, space=space))
-            numbers["stein_error_recalibrated"] = float(stein_error(final, space=space))
-            numbers["unresolved_modes"] = int(one.unresolved.sum())
+            numbers |= _stein(one, space=len(run.space))
         for reference in REFERENCES:
             if reference != name and reference in dataset.estimator.values:
-                numbers["against"][reference] = _compare(dataset, name, reference)
+                numbers["against"][reference] = compare(dataset, name, reference)
         out[name] = numbers
     return out
 
 
-def _compare(dataset: xr.Dataset, name: str, reference: str) -> dict[str, Any]:
-    """Errors of an estimator, per lag, and summed where the Gaussian one's is significant."""
-    one = dataset.sel(estimator=name, reference=reference)
-    names = ("l2", "linf", "l2_corrected")
-    keys = [name + end for name in names for end in ("", "_standard_error")]
-    numbers: dict[str, Any] = {
-        key: [None if np.isnan(v) else round(float(v), 6) for v in one[key].values] for key in keys
-    }
-    if "gaussian" in dataset.estimator.values:
-        gaussian = dataset.sel(estimator="gaussian", reference=reference)
-        significant = gaussian.l2_squared > 3 * gaussian.l2_squared_standard_error
-        significant = significant & (dataset.lag > 0)
-        numbers["significant_lags"] = [float(t) for t in dataset.lag[significant].values]
-        for key in ("l2", "l2_corrected"):
-            numbers[f"summed_{key}"] = float(one[key].where(significant).sum())
-            # Errors at neighbouring lags go together: their sum bounds the error of the sum.
-            error = one[f"{key}_standard_error"].where(significant).sum()
-            numbers[f"summed_{key}_standard_error"] = float(error)
+def _stein(one: xr.Dataset, *, space: int) -> dict[str, Any]:
+    """Errors of the Stein identity, over all modes and by shell of |k|.
+
+    `stein_error_<end>` is the root mean square of |M_k - 1| over all modes, `..._by_shell` the
+    same over the modes of a shell, `stein_mean_by_shell` the mean of raw M_k there.
+    """
+    numbers: dict[str, Any] = {}
+    axes = tuple(range(-space, 0))
+    for end, variable in (("raw", "response_raw"), ("recalibrated", "response")):
+        response = fft.ifftshift(one[variable].values, axes=axes)
+        numbers[f"stein_error_{end}"] = float(stein_error(response, space=space))
+        stein = stein_spectrum(response, space=space)
+        square = _by_shell(np.abs(stein - 1) ** 2)
+        numbers[f"stein_error_{end}_by_shell"] = np.sqrt(square).tolist()
+        if end == "raw":
+            numbers["stein_mean_by_shell"] = _by_shell(stein.real).tolist()
+    numbers["unresolved_modes"] = int(one.unresolved.sum())
     return numbers
+
+
+def _shells(shape: tuple[int, ...]) -> np.ndarray:
+    """|k| rounded to whole waves per side, `(*shape)`, FFT order."""
+    waves = np.meshgrid(*[np.fft.fftfreq(n, 1 / n) for n in shape], indexing="ij")
+    return np.rint(np.sqrt(sum(w**2 for w in waves))).astype(int)
+
+
+def _by_shell(values: np.ndarray) -> np.ndarray:
+    """Mean over the modes of every shell, `(shell)`; NaN where a shell has none."""
+    shell = _shells(values.shape).ravel()
+    total, count = np.bincount(shell, weights=values.ravel()), np.bincount(shell)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def compare(dataset: xr.Dataset, name: str, reference: str) -> dict[str, Any]:
+    """Distances of an estimator from a reference, per lag and summed.
+
+    Sums run over `summed_lags`: the lags after 0 at which the Gaussian estimator's distance from
+    the reference is significant and this one's is known. A sum over no lag is None, as 0 would
+    read as agreement; without a Gaussian estimator there is no sum.
+
+    Args:
+        dataset: `response.zarr`.
+        name: the estimator.
+        reference: what it is compared with.
+
+    Returns:
+        Lists per lag: `l2`, `linf`, `l2_corrected` with `_standard_error`, and `reference_norm`,
+        the L2 norm of the reference without its noise. `compared_lags`: number of lags after 0
+        where both are known; `different_lags`: those where the distance is significant.
+        `summed_<l2|linf|l2_corrected>` with a bound on the standard error, and `relative_l2`,
+        the sum of L2 over the sum of the reference's norm.
+    """
+    one = dataset.sel(estimator=name, reference=reference)
+    numbers: dict[str, Any] = {}
+    for key in ("l2", "linf", "l2_corrected"):
+        for end in ("", "_standard_error"):
+            numbers[key + end] = one[key + end].values.tolist()
+    norm = _norm(dataset.sel(estimator=reference, perturbation="pixel", observable="field"))
+    numbers["reference_norm"] = norm.values.tolist()
+    known = one.l2.notnull() & (dataset.lag > 0)
+    numbers["compared_lags"] = int(known.sum())
+    numbers["different_lags"] = dataset.lag[known & _significant(one)].values.tolist()
+    summed = xr.zeros_like(known)
+    if "gaussian" in dataset.estimator.values:
+        summed = known & _significant(dataset.sel(estimator="gaussian", reference=reference))
+    numbers["summed_lags"] = dataset.lag[summed].values.tolist()
+    for key in ("l2", "linf", "l2_corrected"):
+        for end in ("", "_standard_error"):
+            # Errors at neighbouring lags go together: their sum bounds the error of the sum.
+            total = float(one[key + end].where(summed).sum()) if bool(summed.any()) else None
+            numbers[f"summed_{key}{end}"] = total
+    size = float(norm.where(summed).sum())
+    for end in ("", "_standard_error"):
+        total = numbers[f"summed_l2{end}"]
+        numbers[f"relative_l2{end}"] = total / size if total is not None and size > 0 else None
+    return numbers
+
+
+def _significant(one: xr.Dataset) -> xr.DataArray:
+    return one.l2_squared > SIGNIFICANT * one.l2_squared_standard_error
+
+
+def _norm(one: xr.Dataset) -> xr.DataArray:
+    """L2 norm over space of a response at each lag; the variance of its noise is taken out."""
+    space = [d for d in one.response.dims if d != "lag"]
+    square = (one.response**2 - one.standard_error**2).sum(space, skipna=False)
+    return np.sqrt(square.clip(min=0))
+
+
+def _rounded(value: Any) -> Any:
+    """The same with short numbers; NaN and infinity, which JSON lacks, become None."""
+    if isinstance(value, dict):
+        return {key: _rounded(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
+    return value
+
+
+def as_json(value: Any, indent: str = "") -> str:
+    """JSON text with a line for every key, and every list on one line."""
+    if not isinstance(value, dict) or not value:
+        return json.dumps(value, allow_nan=False)
+    inner = indent + "  "
+    lines = [f"{inner}{json.dumps(str(key))}: {as_json(v, inner)}" for key, v in value.items()]
+    return "{\n" + ",\n".join(lines) + f"\n{indent}}}"

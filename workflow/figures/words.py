@@ -1,0 +1,192 @@
+"""What a run found, in a few sentences made from its numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workflow.figures import in_order
+
+REFERENCES = {
+    "direct": "the direct response (paired perturbed runs)",
+    "exact": "the exact score's response",
+}
+"""What responses are compared with, most independent first, and how a sentence calls it."""
+
+ROUNDING = 1e-12
+"""What is smaller was not measured: it is how float64 rounds a 0."""
+
+Numbers = Mapping[str, Any]
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number in few digits; a dash for what is missing."""
+    if value is None or value != value:
+        return "–"
+    return "< 1e-12" if 0 < abs(value) < ROUNDING else f"{value:.{digits}g}"
+
+
+def with_error(value: Any, error: Any) -> str:
+    """A number and its standard error, both to the last digit that the error leaves certain."""
+    if value is None or value != value:
+        return "–"
+    if not error or error != error or not 1e-4 < abs(error) < 1e4:
+        return number(value) if error is None else f"{number(value)} ± {number(error, 2)}"
+    # Two digits of the error where it starts with 1 or 2, else one more would be noise.
+    first = f"{error:.1e}"
+    decimals = max(0, -int(first.split("e")[1]) + (first[0] in "12"))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def findings(summary: Numbers) -> list[str]:
+    """Which response to believe, within what error, and how far the scores can be trusted.
+
+    Args:
+        summary: content of `summary.json`; sentences whose numbers it lacks are left out.
+
+    Returns:
+        Sentences, the most important first; empty for an empty summary.
+    """
+    estimators = summary.get("estimators") or {}
+    if not estimators:
+        return []
+    compared = [_agreement(estimators, reference) for reference in REFERENCES]
+    told = [text for text in compared if text]
+    if not told:
+        told = [
+            "There are neither paired perturbed runs nor an exact score to compare with: only "
+            "the Stein identity below tests these responses."
+        ]
+    told += [_stein(summary, estimators), _scores(summary)]
+    return [text for text in told if text]
+
+
+def _agreement(estimators: Numbers, reference: str) -> str:
+    """How far each estimator is from a reference, nearest first."""
+    against = {
+        name: estimators[name]["against"][reference]
+        for name in in_order(estimators)
+        # The distance of two references is told once, from the more independent one.
+        if name != "direct" and reference in (estimators[name].get("against") or {})
+    }
+    if not against:
+        return ""
+    lags = max((one.get("summed_lags") or [] for one in against.values()), key=len)
+    sums = {name: one for name, one in against.items() if one.get("summed_l2") is not None}
+    text = f"Against {REFERENCES[reference]}"
+    if sums:
+        ranked = sorted(sums, key=lambda name: float(sums[name]["summed_l2"]))
+        text += (
+            f", L2 distance summed over the {_count(len(lags), 'lag')} at which the Gaussian "
+            f"score is significantly off: {', '.join(f'{n} {_distance(sums[n])}' for n in ranked)}"
+        )
+    else:
+        worst = {name: _largest(one) for name, one in against.items()}
+        text += f", largest L2 distance at a lag: {', '.join(f'{n} {w}' for n, w in worst.items())}"
+    text += f". {_verdicts(against)}"
+    if len(against) > 1 and not any(one.get("different_lags") for one in against.values()):
+        text += " Nothing tells them apart here; more members or pairs may."
+    return f"{text} {_floor(against.get('exact'))}".strip() if reference == "direct" else text
+
+
+def _distance(one: Numbers) -> str:
+    value = with_error(one["summed_l2"], one.get("summed_l2_standard_error"))
+    share = one.get("relative_l2")
+    return value if share is None else f"{value} ({_percent(share)} of the response)"
+
+
+def _largest(one: Numbers) -> str:
+    """The largest distance at a lag, with its standard error."""
+    pairs = zip(one.get("l2") or [], one.get("l2_standard_error") or [], strict=False)
+    return with_error(*max((p for p in pairs if p[0] is not None), default=(None, None)))
+
+
+def _verdicts(against: Numbers) -> str:
+    """Who differs from the reference by more than noise, and at how many lags."""
+    told: dict[str, list[str]] = {}
+    for name, one in against.items():
+        compared, different = one.get("compared_lags") or 0, len(one.get("different_lags") or [])
+        lags = f"all {compared} lags" if compared != 1 else "the one lag"
+        if not compared:
+            verdict = "not known at any lag of it"
+        elif not different:
+            verdict = f"within three standard errors of it at {lags}"
+        elif different == compared:
+            verdict = f"off by more than three standard errors at {lags}"
+        else:
+            verdict = f"off by more than three standard errors at {different} of {compared} lags"
+        told.setdefault(verdict, []).append(name)
+    parts = [f"{_listed(n)} {'is' if len(n) == 1 else 'are'} {v}" for v, n in told.items()]
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _floor(exact: Numbers | None) -> str:
+    """What the exact score's distance from the paired runs says about their noise."""
+    if exact is None or not exact.get("compared_lags"):
+        return ""
+    if not exact.get("different_lags"):
+        return "The exact score's distance is sampling noise: nothing below it can be judged."
+    return (
+        "The exact score differs too, by more than sampling noise: the kick may be too large to be "
+        "linear, or the ensemble too short."
+    )
+
+
+def _stein(summary: Numbers, estimators: Numbers) -> str:
+    """How far each raw score is from the identity that the true one obeys."""
+    parts, lost = [], []
+    for name in in_order(estimators):
+        one = estimators[name]
+        raw = one.get("stein_error_raw")
+        if raw is None or raw != raw:
+            continue
+        parts.append(f"{name} {number(raw, 2)}{_worst(summary, one)}")
+        if one.get("unresolved_modes"):
+            lost.append(f"{name} {one['unresolved_modes']}")
+    if not parts:
+        return ""
+    text = f"Stein error before recalibration, 0 for the true score: {'; '.join(parts)}."
+    if "gaussian" in estimators:
+        text += " A Gaussian score obeys it whatever the data, so its small error is no proof."
+    if summary.get("recalibrated"):
+        text += " Recalibration restores the identity, that is lag 0; it cannot repair later lags."
+    grid = (summary.get("sizes") or {}).get("grid")
+    modes = f", of {math.prod(grid)}" if grid else ""
+    return f"{text} Modes lost in noise{modes}: {', '.join(lost)}." if lost else text
+
+
+def _worst(summary: Numbers, one: Numbers) -> str:
+    """The shell of wavenumbers with the largest raw error."""
+    errors: Sequence[float | None] = one.get("stein_error_raw_by_shell") or []
+    known = [(error, at) for at, error in enumerate(errors) if error is not None]
+    waves = summary.get("wavenumber") or range(len(errors))
+    if not known:
+        return ""
+    error, at = max(known)
+    return f" (largest {number(error, 2)} at |k| = {waves[at]})"
+
+
+def _scores(summary: Numbers) -> str:
+    """Relative squared error of the scores themselves."""
+    scores = {n: v for n, v in (summary.get("score_error") or {}).items() if n != "exact"}
+    if not scores:
+        return ""
+    parts = [f"{name} {number(scores[name], 2)}" for name in sorted(scores, key=scores.__getitem__)]
+    return (
+        "Squared error of the score on held-out members, as a share of the exact one's square in "
+        f"whitened modes: {', '.join(parts)}."
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.2g} %"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}{'' if number == 1 else 's'}"
