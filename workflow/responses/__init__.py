@@ -10,6 +10,11 @@
     divergence     div u, exact or by random probes
     directions     any u(x) of the state, and its conjugate variable
     parameters     changed parameters of the drift and of the noise
+    forecast       answers to any forcing: step, harmonic, f(t), f(t, y, x)
+    forcing        forcings read from files and checked
+    impulses       a labelled response and its resamples through any linear map
+    quadrature     integrals over the lag as weights
+    times          even time axes, dates and units
 
 Labelled (xarray) outside, array kernels inside.
 """
