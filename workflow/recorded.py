@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -157,8 +158,8 @@ def _refuse_gaps(data: xr.Dataset, variables: Sequence[str], path: Path) -> None
 
 
 def _dims(
-    raw: xr.Dataset, variables: Sequence[str], given: Mapping[str, str], path: Path
-) -> dict[str, str]:
+    raw: xr.Dataset, variables: Sequence[str], given: Mapping[Any, str], path: Path
+) -> dict[Any, str]:
     """Which of their dimensions is which of ours, in our order."""
     theirs = raw[variables[0]].dims
     for name in variables[1:]:

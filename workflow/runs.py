@@ -346,7 +346,7 @@ def open_experiment(experiment: Experiment, runs: Path, where: Path) -> Run:
 def _possible_estimators(experiment: Experiment, resolved: Mapping[str, Any]) -> list[str]:
     """All that this experiment can have, where the user did not choose."""
     learned = experiment.score.estimator
-    names = [learned] if learned in ("neural", "kgmm") else []
+    names: list[str] = [learned] if learned in ("neural", "kgmm") else []
     names.append("gaussian")
     if experiment.system is not None:
         exact = isinstance(build_system(resolved["system"]), HasExactScore)

@@ -163,6 +163,8 @@ def _one(response: xr.Dataset, perturbation: str | None, observable: str | None)
     names = ("response", "standard_error", "ci_low", "ci_high")
     one = response[list(names)]
     for dim, chosen in (("perturbation", perturbation), ("observable", observable)):
+        if dim not in one.dims:
+            continue
         one = one.isel({dim: 0}) if chosen is None else one.sel({dim: chosen})
     return one
 

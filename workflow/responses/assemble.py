@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,13 +147,18 @@ class Learned:
         patterns = self._patterns
         if channels.saved.maps:
             # Averaged over the kicked place, a direction counts by its sum: wavenumber zero.
-            zero = (Ellipsis, *[0] * self._space)
-            patterns = patterns[zero].real
-            inverse = None if inverse is None else inverse[zero].real
+            patterns = self._wavenumber_zero(patterns)
+            inverse = None if inverse is None else self._wavenumber_zero(inverse)
         # (..., lag, watched, kick) -> (..., lag, perturbation, watched)
         factor = patterns if inverse is None else inverse @ patterns
         answer = np.moveaxis(response @ (factor if factor.ndim == 2 else factor[:, None]), -1, -2)
         return _trailing(answer, one, channels)
+
+    def _wavenumber_zero(self, spectrum: Numbers) -> Floats:
+        places = int(np.prod(spectrum.shape[spectrum.ndim - self._space :]))
+        return np.asarray(
+            spectrum.reshape(*spectrum.shape[: spectrum.ndim - self._space], places)[..., 0].real
+        )
 
     def _columns(
         self, one: Observable, lags: slice, weights: Floats | None, columns: slice, kept: bool
@@ -203,7 +208,7 @@ def _patterns(channels: Channels) -> Numbers:
     return np.moveaxis(stacked, 1, -1).reshape(-1, len(found))
 
 
-def _trailing(answer: Floats, one: Observable, channels: Channels) -> Floats:
+def _trailing(answer: NDArray[Any], one: Observable, channels: Channels) -> Floats:
     """The last axis, of watched numbers, as the axes of the observable."""
     if one.of_place and not channels.saved.maps:
         return answer.reshape(*answer.shape[:-1], *channels.saved.shape)

@@ -109,7 +109,7 @@ class Channels:
         return self.kicks + len(self.driven)
 
     def maps_a(self, x: Tensor) -> Tensor:
-        """A of the place, `(batch, observable, *shape)`, from snapshots `(batch, field, *shape)`."""
+        """A of the place, `(batch, observable, *shape)`, of snapshots `(batch, field, *shape)`."""
         return torch.stack([one.values(x) for one in self.of_place], dim=1)
 
     def observe(self, x: Tensor, maps: Tensor | None = None) -> Tensor:

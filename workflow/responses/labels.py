@@ -205,7 +205,8 @@ def _errors(source: Learned, shape: tuple[int, ...]) -> tuple[float, float]:
         return np.nan, np.nan
     space = len(shape)
     repaired = _repaired(source.stein, source.repair.inverse, space)
-    return tuple(float(stein_error(m, space=space, shape=shape)) for m in (source.stein, repaired))
+    raw, after = (stein_error(m, space=space, shape=shape) for m in (source.stein, repaired))
+    return float(raw), float(after)
 
 
 def _repaired(stein: Numbers, inverse: Numbers, space: int) -> Numbers:

@@ -155,12 +155,13 @@ def _pixel(
         )
     place = place_of(parameters.pop("at", ()), saved.shape, key=key)
     about = saved.fields[field]
+    flat = int(np.ravel_multi_index(place, saved.shape)) if saved.shape else 0
     where = ",".join(map(str, place))
     return Observable(
         label(f"pixel[{where}]", saved, field),
         f"{about.long_name} at index ({where})",
         about.units,
-        lambda x: x[(slice(None), field, *place)],
+        lambda x: x[:, field].reshape(len(x), -1)[:, flat],
         of_place=False,
     )
 
@@ -317,9 +318,8 @@ def _users(kind: str, saved: Saved, key: str) -> Observable:
         return answer
 
     # Two snapshots that differ, so that functions that divide by a spread can be asked.
-    trial = torch.stack(
-        [torch.zeros(len(names), *saved.shape), torch.ones(len(names), *saved.shape)]
-    )
+    zero = torch.zeros(1, len(names), *saved.shape)
+    trial = torch.cat([zero, zero + 1])
     answer = call(trial)
     rest = [str(d) for d in answer.dims if d not in (MEMBER, TIME)]
     of_place = rest == list(space) and bool(space)

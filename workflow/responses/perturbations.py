@@ -108,9 +108,9 @@ def _build(
 ) -> list[Perturbation]:
     if kind in STATE_DEPENDENT or ":" in kind:
         maker = STATE_DEPENDENT["function" if ":" in kind else kind]
-        made = maker(parameters, saved=saved, system=system, key=key, kind=kind)
+        driven = maker(parameters, saved=saved, system=system, key=key, kind=kind)
         refuse_rest(parameters, ("name", "parameter", "divergence"), key=key)
-        return [made]
+        return [driven]
     if kind not in PERTURBATIONS:
         names = [*PERTURBATIONS, *(k for k in STATE_DEPENDENT if k != "function")]
         raise UserError(f"{key}={kind}: no such perturbation; {nearest(kind, names)}")
@@ -165,9 +165,7 @@ def _bump(saved: Saved, parameters: dict[str, Any], *, key: str, **_: Any) -> tu
         steps = (torch.arange(n, dtype=torch.float64) - middle).abs()
         if saved.maps:
             steps = torch.minimum(steps, n - steps)
-        square = square + steps.square().reshape(
-            [-1 if a == axis else 1 for a in range(square.ndim)]
-        )
+        square = square + _along(steps.square(), axis, len(saved.shape))
     suffix = "" if at is None else f"[{','.join(map(str, centre))}]"
     return suffix, f"bump of {width:g} grid steps", (-square / (2 * width**2)).exp()
 
@@ -188,12 +186,17 @@ def _mode(saved: Saved, parameters: dict[str, Any], *, key: str, **_: Any) -> tu
     phase = torch.zeros(saved.shape, dtype=torch.float64)
     for axis, (n, wave) in enumerate(zip(saved.shape, k, strict=True)):
         along = 2 * math.pi * wave * torch.arange(n, dtype=torch.float64) / n
-        phase = phase + along.reshape([-1 if a == axis else 1 for a in range(phase.ndim)])
+        phase = phase + _along(along, axis, len(saved.shape))
     return (
         f"[{','.join(map(str, k))}]",
         f"wave of wavenumber ({','.join(map(str, k))})",
         phase.cos(),
     )
+
+
+def _along(values: Tensor, axis: int, space: int) -> Tensor:
+    """Numbers along one axis of the grid, made to broadcast over the others."""
+    return values.reshape([-1 if a == axis else 1 for a in range(space)])
 
 
 def _pattern(

@@ -136,9 +136,8 @@ def place_of(at: Any, shape: Sequence[int], *, key: str) -> tuple[int, ...]:
         place = tuple(int(i) for i in at)
     except (TypeError, ValueError):
         place = ()
-    inside = len(place) == len(shape) and all(
-        -n <= i < n for i, n in zip(place, shape, strict=True)
-    )
+    inside = len(place) == len(shape)
+    inside = inside and all(-n <= i < n for i, n in zip(place, shape, strict=True))
     if not inside:
         raise UserError(f"{key}.at={at}: needs {len(shape)} grid indices within {tuple(shape)}")
     return tuple(i % n for i, n in zip(place, shape, strict=True))

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,7 +193,7 @@ def jackknife_weights(units: Units) -> Floats:
     return np.asarray(kept / kept.sum(axis=1, keepdims=True))
 
 
-def ratio(sums: Floats, pairs: Floats, weights: Floats | None = None) -> Floats:
+def ratio(sums: NDArray[Any], pairs: Floats, weights: Floats | None = None) -> NDArray[Any]:
     """Response of every resample, or of the whole ensemble.
 
         R_b(lag) = (w_b @ S)(lag) / (w_b @ n)(lag)

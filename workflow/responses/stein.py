@@ -35,7 +35,7 @@ FLOOR = 0.1
 """Smallest |M_k| that is divided by; below it recalibration multiplies errors more than tenfold."""
 
 LARGEST_CORRECTION = 10.0
-"""Largest root mean square of the entries of M^-1 - I, per row: beyond it a score is not repaired."""
+"""Largest root mean square of the entries of M^-1 - I, per row, that a score is repaired by."""
 
 
 @dataclass(frozen=True)

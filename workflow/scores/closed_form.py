@@ -169,7 +169,7 @@ class DenseGaussian:
             )
         flat = x.reshape(len(x), -1)
         mean = flat.mean(0, dtype=torch.float64)
-        # Two passes: squares of deviations in units of their own spread neither cancel nor overflow.
+        # Two passes: squares of deviations in units of their spread neither cancel nor overflow.
         parts = flat.split(4096)
         variance = sum(((p.double() - mean).square().sum(0) for p in parts), torch.zeros(()))
         still = (variance <= 0).nonzero().flatten().tolist()

@@ -1,4 +1,4 @@
-"""What several stages read: blocks of the ensemble, what was learned from it, what is asked of it."""
+"""What several stages read: blocks of the ensemble, what was learned and what is asked."""
 
 from __future__ import annotations
 

@@ -104,8 +104,8 @@ def direct_block(folder: str, group: int, block: int) -> Receipt:
     start = {"block": block, "member": run.groups[group].start}
     files: dict[str, str] = {}
     for name, total in sums.items():
-        values = (total / len(rounds)).float().numpy()[None]
-        written = write_block(run.perturbed, name, start=start, values=values)
+        mean = (total / len(rounds)).float().numpy()[None]
+        written = write_block(run.perturbed, name, start=start, values=mean)
         files |= {f"perturbed.zarr/{key}": crc for key, crc in written.items()}
     return Receipt(f"direct-g{group:04d}-{block:04d}", files, facts_since(started))
 

@@ -34,7 +34,7 @@ def plan(run: Run) -> dict[str, Any]:
     return {
         "name": e.name,
         "folder": str(run.folder),
-        "system": e.system["kind"],
+        "system": e.system["kind"] if e.system else e.data.store if e.data else "",
         "blocks": blocks,
         "chunk_files": files,
         "ensemble_bytes": ensemble,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import xarray as xr
 
@@ -25,13 +24,15 @@ def report(run: Run, notify: Notify) -> None:
     folder = run.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     response = open_store(run.response).load()
-    summary = summarise(run, response)
+    # Pictures and summary are about the first perturbation and observable of the experiment.
+    headline = response.isel(perturbation=0, observable=0)
+    summary = summarise(run, headline)
     formats = run.experiment.report.format
     if "json" in formats:
         atomic_write_bytes(folder / "summary.json", f"{as_json(summary)}\n".encode())
     if "html" not in formats:
         return
-    pictures = _pictures(run, response)
+    pictures = _pictures(run, headline)
     drawn = []
     for count, draw in enumerate(pictures):
         notify("report", count, len(pictures))
@@ -46,13 +47,12 @@ def report(run: Run, notify: Notify) -> None:
 def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
     """Every picture that this run may have, in the order of the page."""
     folder = run.folder / "report"
-    field = run.system.fields[0].name
+    field = run.saved.fields[0].name
     data = open_store(run.ensemble)
-    chosen: dict[str, Any] = {"perturbation": "pixel", "observable": "field"}
     pictures: list[Picture] = [
-        partial(responses.curves, response, folder, **chosen),
+        partial(responses.curves, response, folder),
         partial(responses.errors, response, folder),
-        partial(responses.maps, response, folder, **chosen),
+        partial(responses.maps, response, folder),
         partial(ensemble.snapshots, data, folder, variable=field),
         partial(ensemble.density_and_spectrum, data, folder, variable=field),
     ]
@@ -61,7 +61,7 @@ def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
         pictures.append(partial(scores.against_exact, scored, folder, variable=f"score_{field}"))
         pictures.append(partial(scores.stein, response, folder))
     log = run.folder / "score" / "log.jsonl"
-    if run.experiment.score.estimator == "neural" and log.is_file():
+    if "neural" in run.trained and log.is_file():
         lines = [json.loads(text) for text in log.read_text().splitlines()]
         # The antithetic loss of the Gaussian score is -1 per pixel by its whitening.
         pictures.append(partial(scores.training, lines, folder, baseline=-1.0))

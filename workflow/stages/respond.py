@@ -70,7 +70,8 @@ def load_sources(run: Run, channels: Channels) -> tuple[dict[str, Source], dict[
     bars = error_bars(run)
     sources: dict[str, Source] = {}
     weights: dict[str, Floats] = {}
-    units, shared = None, np.zeros(0)
+    units: Units | None = None
+    shared: Floats = np.zeros(0)
     pairs = np.stack(
         [
             pair_counts(block.start, block.stop, length=run.times, max_lag=run.lags)

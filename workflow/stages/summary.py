@@ -8,9 +8,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from scipy import fft
 
-from workflow.responses.recalibration import stein_error, stein_spectrum
 from workflow.runs import Run, versions, wall_times
 from workflow.scores.neural import WhitenedScore
 from workflow.stages.data import load_whitening
@@ -28,6 +26,8 @@ DIGITS = 6
 def summarise(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
     """Everything `summary.json` holds, numbers rounded to six significant digits.
 
+    It is about one perturbation and one observable, those of `dataset`: the first ones.
+
     Lists over lags follow `lag` (model time), lists over shells follow `wavenumber` (waves per
     side). What is not known, or was measured at no lag, is None.
     """
@@ -35,10 +35,13 @@ def summarise(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
     found = {
         "name": e.name,
         "system": e.system,
+        "data": e.data.store if e.data else None,
+        "perturbation": str(dataset.perturbation.values),
+        "observable": str(dataset.observable.values),
         "sizes": sizes(run),
         "recalibrated": e.response.recalibrate,
         "lag": dataset.lag.values.tolist(),
-        "wavenumber": list(range(int(_shells(run.system.shape).max()) + 1)),
+        "wavenumber": _wavenumbers(dataset),
         "estimators": estimators(run, dataset),
         "score_error": score_errors(run),
         "wall_seconds": wall_times(run),
@@ -57,7 +60,7 @@ def sizes(run: Run) -> dict[str, Any]:
         "members": e.ensemble.members,
         "length": e.ensemble.length,
         "saved_times": run.times,
-        "grid": list(run.system.shape),
+        "grid": list(run.saved.shape),
         "pairs": sum(map(len, run.round_blocks)) * e.ensemble.members if paired else 0,
     }
     if "neural" in e.response.estimators:
@@ -86,10 +89,9 @@ def estimators(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
     """Stein errors of each estimator and its distances from the references."""
     out: dict[str, Any] = {}
     for name in map(str, dataset.estimator.values):
-        one = dataset.sel(estimator=name, perturbation="pixel", observable="field")
         numbers: dict[str, Any] = {"against": {}}
         if name != "direct":
-            numbers |= _stein(one, space=len(run.space))
+            numbers |= _stein(dataset.sel(estimator=name))
         for reference in REFERENCES:
             if reference != name and reference in dataset.estimator.values:
                 numbers["against"][reference] = compare(dataset, name, reference)
@@ -97,36 +99,52 @@ def estimators(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
     return out
 
 
-def _stein(one: xr.Dataset, *, space: int) -> dict[str, Any]:
+def _stein(one: xr.Dataset) -> dict[str, Any]:
     """Errors of the Stein identity, over all modes and by shell of |k|.
 
-    `stein_error_<end>` is the root mean square of |M_k - 1| over all modes, `..._by_shell` the
+    `stein_error_<end>` is the root mean square of |M - 1| over all modes, `..._by_shell` the
     same over the modes of a shell, `stein_mean_by_shell` the mean of raw M_k there.
     """
-    numbers: dict[str, Any] = {}
-    axes = tuple(range(-space, 0))
-    for end, variable in (("raw", "response_raw"), ("recalibrated", "response")):
-        response = fft.ifftshift(one[variable].values, axes=axes)
-        numbers[f"stein_error_{end}"] = float(stein_error(response, space=space))
-        stein = stein_spectrum(response, space=space)
-        square = _by_shell(np.abs(stein - 1) ** 2)
-        numbers[f"stein_error_{end}_by_shell"] = np.sqrt(square).tolist()
-        if end == "raw":
-            numbers["stein_mean_by_shell"] = _by_shell(stein.real).tolist()
+    numbers: dict[str, Any] = {
+        "stein_error_raw": float(one.stein_error),
+        "stein_error_recalibrated": float(one.stein_error_recalibrated),
+    }
+    if "stein" not in one:
+        return numbers
     numbers["unresolved_modes"] = int(one.unresolved.sum())
+    if not _waves(one):
+        return numbers
+    raw = one.stein.values
+    repaired = np.where(one.unresolved.values, raw, 1.0)
+    shell = _shells(one)
+    for end, stein in (("raw", raw), ("recalibrated", repaired)):
+        square = _by_shell((stein - 1) ** 2, shell)
+        numbers[f"stein_error_{end}_by_shell"] = np.sqrt(square).tolist()
+    numbers["stein_mean_by_shell"] = _by_shell(raw, shell).tolist()
     return numbers
 
 
-def _shells(shape: tuple[int, ...]) -> np.ndarray:
-    """|k| rounded to whole waves per side, `(*shape)`, FFT order."""
-    waves = np.meshgrid(*[np.fft.fftfreq(n, 1 / n) for n in shape], indexing="ij")
-    return np.rint(np.sqrt(sum(w**2 for w in waves))).astype(int)
+def _waves(dataset: xr.Dataset) -> list[str]:
+    """Dimensions of wavenumbers of the Stein matrix of a single field."""
+    if "stein" not in dataset or "number" in dataset.stein.dims:
+        return []
+    return [str(d) for d in dataset.stein.dims if d in ("ky", "kx")]
 
 
-def _by_shell(values: np.ndarray) -> np.ndarray:
+def _wavenumbers(dataset: xr.Dataset) -> list[int]:
+    return list(range(int(_shells(dataset).max()) + 1)) if _waves(dataset) else []
+
+
+def _shells(dataset: xr.Dataset) -> np.ndarray:
+    """|k| rounded to whole waves per side, in the order of the Stein matrix."""
+    waves = np.meshgrid(*[dataset[k].values for k in _waves(dataset)], indexing="ij")
+    return np.asarray(np.rint(np.sqrt(sum(w.astype(float) ** 2 for w in waves))).astype(int))
+
+
+def _by_shell(values: np.ndarray, shell: np.ndarray) -> np.ndarray:
     """Mean over the modes of every shell, `(shell)`; NaN where a shell has none."""
-    shell = _shells(values.shape).ravel()
-    total, count = np.bincount(shell, weights=values.ravel()), np.bincount(shell)
+    total = np.bincount(shell.ravel(), weights=values.ravel())
+    count = np.bincount(shell.ravel())
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
@@ -154,7 +172,7 @@ def compare(dataset: xr.Dataset, name: str, reference: str) -> dict[str, Any]:
     for key in ("l2", "linf", "l2_corrected"):
         for end in ("", "_standard_error"):
             numbers[key + end] = one[key + end].values.tolist()
-    norm = _norm(dataset.sel(estimator=reference, perturbation="pixel", observable="field"))
+    norm = _norm(dataset.sel(estimator=reference))
     numbers["reference_norm"] = norm.values.tolist()
     known = one.l2.notnull() & (dataset.lag > 0)
     numbers["compared_lags"] = int(known.sum())
