@@ -176,5 +176,5 @@ def test_published_settings_reach_their_stationary_variance():
     z = system.linear(grid) * system.dt
     g = 1 + z + z**2 / 2 + z**3 / 6 + z**4 / 24
     expected = grid.points * system.noise_spectrum(grid) * system.dt / (1 - g.abs() ** 2)
-    assert ((power - expected).abs() < 4 * error).all()
+    assert ((power - expected).abs() < 5 * error).all()
     assert grid.ifft(power)[0, 0].item() == pytest.approx(2.9645, abs=0.05)
