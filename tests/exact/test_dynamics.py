@@ -270,102 +270,6 @@ def test_a_shift_of_state_and_noise_is_a_shift_of_the_result(system):
     torch.testing.assert_close(system.observe(ours), theirs, rtol=0, atol=1e-12)
 
 
-# Moments of the Allen-Cahn equation
-
-
-def moments(x):
-    """<u^2> and <u^4> per member."""
-    return torch.stack([x.square().flatten(1).mean(1), (x**4).flatten(1).mean(1)])
-
-
-def stepped_moments(system, *, members, spinup, length, every, seed):
-    shapes = {"members": range(members), "dtype": torch.float64, "seed": seed}
-    noise = stream(use=FORCING, shape=system.noise_shape, **shapes)
-    state = system.initial(stream(use=INITIAL, shape=system.initial_shape, **shapes).at(0))
-    seen = []
-    for step in range(round((spinup + length) / system.dt)):
-        state = system.step(state, noise.at(step))
-        if step >= spinup / system.dt and step % every == 0:
-            seen.append(moments(system.observe(state)))
-    return torch.stack(seen).mean(0)
-
-
-def hamiltonian_moments(system, *, members, spinup, sweeps, seed, leaps=8, h=0.2):
-    """Moments of exp(-V) by hybrid Monte Carlo: knows `potential` and nothing of the dynamics."""
-    generator = torch.Generator().manual_seed(seed)
-    grid = Grid(system.grid, system.dim)
-    stiffness = system.alpha + system.kappa * grid.k2 * (1 + grid.k2)
-    width = (grid.points * system.epsilon**2 / (2 * stiffness)).sqrt()
-
-    def coloured(u, symbol):
-        return grid.ifft(symbol * grid.fft(u))
-
-    def normal():
-        shape = (members, 1, *system.shape)
-        return torch.randn(shape, dtype=torch.float64, generator=generator)
-
-    def energy(x, momentum):
-        return system.potential(x) + 0.5 * momentum.square().flatten(1).sum(1)
-
-    x, seen = 0.5 * normal(), []
-    for sweep in range(spinup + sweeps):
-        momentum = normal()
-        y, p = x, momentum + 0.5 * h * coloured(system.exact_score(x), width)
-        for leap in range(leaps):
-            y = y + h * coloured(p, width)
-            part = h if leap < leaps - 1 else 0.5 * h
-            p = p + part * coloured(system.exact_score(y), width)
-        chance = torch.rand(members, dtype=torch.float64, generator=generator)
-        accepted = chance.log() < energy(x, momentum) - energy(y, p)
-        x = torch.where(accepted.reshape(-1, *[1] * (x.ndim - 1)), y, x)
-        if sweep >= spinup:
-            seen.append(moments(x))
-    return torch.stack(seen).mean(0)
-
-
-def test_allen_cahn_has_the_moments_of_its_density():
-    """Two roads to <u^2> and <u^4>: time steps, and Monte Carlo of exp(-V) without any time.
-
-    A weak reaction lets the wells mix in the time of a test; the field stays far from Gaussian.
-    """
-    system = AllenCahn(grid=16, alpha=2.0, dt=1 / 32)
-    ran = stepped_moments(system, members=32, spinup=30, length=70, every=32, seed=21)
-    drawn = hamiltonian_moments(system, members=32, spinup=150, sweeps=400, seed=22)
-    error = ((ran.var(1) + drawn.var(1)) / 32).sqrt()
-    ours, truth = ran.mean(1), drawn.mean(1)
-    assert ((ours - truth).abs() < 4 * error).all()
-    assert (4 * error < 0.05 * truth).all()
-    assert truth[1] / truth[0] ** 2 < 2.3
-
-
-@pytest.mark.slow
-def test_allen_cahn_of_the_paper_is_bistable():
-    """32 x 32 with published parameters: pixels sit near +-1, and the score is that of the run.
-
-    -<u s> = 1 per pixel is local and settles at once. The wells exchange over hundreds of time
-    units, so <u^2> = 0.80 and kurtosis 1.40 are still approached, from the side of the start.
-    """
-    system, members = AllenCahn(grid=32), 16
-    shapes = {"members": range(members), "dtype": torch.float64, "seed": 23}
-    noise = stream(use=FORCING, shape=system.noise_shape, **shapes)
-    state = system.initial(stream(use=INITIAL, shape=system.initial_shape, **shapes).at(0))
-    seen, stein, histogram = [], [], torch.zeros(30, dtype=torch.float64)
-    for step in range(100 * 128):
-        state = system.step(state, noise.at(step))
-        if step >= 60 * 128 and step % 32 == 0:
-            x = system.observe(state)
-            seen.append(moments(x))
-            stein.append(-(x * system.exact_score(x)).mean((1, 2, 3)))
-            histogram += torch.histc(x, bins=30, min=-1.5, max=1.5)
-    second, fourth = torch.stack(seen).mean((0, 2)).tolist()
-    assert second == pytest.approx(0.80, abs=0.07)
-    assert fourth / second**2 == pytest.approx(1.40, abs=0.10)
-    assert histogram[14:16].mean() < 0.5 * histogram.max()
-    ratio = torch.stack(stein).mean(0)
-    error = ratio.std().item() / members**0.5
-    assert ratio.mean().item() == pytest.approx(1, abs=0.02 + 4 * error)
-
-
 # Navier-Stokes
 
 
@@ -437,7 +341,7 @@ def test_phases_forget_at_rate_one():
     expected = math.exp(-steps * system.dt)
     for part, mean in ((turned.cos(), expected), (turned.sin(), 0.0)):
         error = part.std().item() / part.numel() ** 0.5
-        assert abs(part.mean().item() - mean) < 4 * error
+        assert abs(part.mean().item() - mean) < 3 * error
 
 
 def test_navier_stokes_steps_are_of_fourth_order_between_kicks():

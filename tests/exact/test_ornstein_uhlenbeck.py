@@ -45,7 +45,7 @@ def test_exact_scheme_has_the_continuum_variance_for_any_step(dim, dt):
     system = OrnsteinUhlenbeck(dim=dim, dt=dt, **FAST)
     power, error = stationary_spectrum(system, seed=2)
     expected = system.variance(Grid(system.grid, dim))
-    assert ((power - expected).abs() < 5 * error).all()
+    assert ((power - expected).abs() < 4 * error).all()
 
 
 @pytest.mark.parametrize("dim", [1, 2])
@@ -60,8 +60,8 @@ def test_paper_scheme_has_the_variance_of_its_own_recursion(dim):
     g = 1 + z + z**2 / 2 + z**3 / 6 + z**4 / 24
     expected = grid.points * system.noise_spectrum(grid) * system.dt / (1 - g.abs() ** 2)
     power, error = stationary_spectrum(system, seed=3)
-    assert ((power - expected).abs() < 5 * error).all()
-    assert ((power - system.variance(grid)).abs() > 5 * error).any()
+    assert ((power - expected).abs() < 4 * error).all()
+    assert ((power - system.variance(grid)).abs() > 4 * error).any()
 
 
 def test_paper_scheme_tends_to_the_continuum_variance():
@@ -93,7 +93,7 @@ def test_first_state_is_already_stationary():
     ).at(0)
     power = system.initial(start)["u_hat"].abs() ** 2 / system.grid**2
     error = power.std(0) / members**0.5
-    assert ((power.mean(0) - system.variance(Grid(8))).abs() < 5 * error).all()
+    assert ((power.mean(0) - system.variance(Grid(8))).abs() < 4 * error).all()
 
 
 @pytest.mark.parametrize(
@@ -158,6 +158,13 @@ def test_score_is_that_of_the_gaussian_with_its_covariance(dim, scheme):
     (gradient,) = torch.autograd.grad(potential, x)
     error = (system.exact_score(x) + gradient).norm() / gradient.norm()
     assert error.item() < 1e-10
+
+
+def test_the_score_of_a_grid_carries_one_over_the_number_of_pixels():
+    """-<u s> = 1 per pixel at 32 x 32, where the factor 1 / N^2 is a thousand (T4)."""
+    start = torch.randn(64, 32, 32, generator=torch.Generator().manual_seed(8)).double()
+    x = PUBLISHED.observe(PUBLISHED.initial(start))
+    assert -(x * PUBLISHED.exact_score(x)).mean().item() == pytest.approx(1, abs=0.02)
 
 
 @pytest.mark.slow

@@ -15,7 +15,15 @@ from workflow.diffusion.gaussian import (
 from workflow.dynamics import build_system
 from workflow.dynamics.grid import Grid
 from workflow.scores.closed_form import DenseGaussian, SpectralGaussian
-from workflow.scores.neural import NeuralScore, Trainer, WhitenedScore, draw_batch, roll_each
+from workflow.scores.neural import (
+    Batch,
+    NeuralScore,
+    Trainer,
+    WhitenedScore,
+    batch_loss,
+    draw_batch,
+    roll_each,
+)
 
 
 def seeded(*shape):
@@ -104,6 +112,19 @@ def test_the_loss_of_a_zero_score_is_one():
     z = seeded(2000, 1, 8, 8)
     loss = denoising_loss(torch.zeros_like(z), z, torch.full((2000,), 0.1, dtype=torch.float64))
     assert float(loss) == pytest.approx(1, abs=0.02)
+
+
+def test_the_loss_of_the_untrained_network_is_that_of_the_gaussian_score(field):
+    """On whitened Gaussian data: 1 / (1 + sigma^2) plain, -1 / (1 + sigma^2) antithetic (T17)."""
+    x = field[1][:500]
+    config = ScoreConfig.model_validate({"network": {"channels": 4, "residual_blocks": 1}})
+    model = WhitenedScore(SpectralGaussian.fit(x), config).double().requires_grad_(False)
+    z, sigma = seeded(*x.shape).flip(0), torch.full((len(x),), 0.5, dtype=torch.float64)
+    white = model.whitening.whiten(x)
+    plain = denoising_loss(model(white + 0.5 * z, sigma), z, sigma)
+    assert float(plain) == pytest.approx(1 / 1.25, abs=0.02)
+    loss = batch_loss(model, Batch(white, z, sigma))
+    assert float(loss) == pytest.approx(-1 / 1.25, abs=0.02)
 
 
 def test_the_antithetic_loss_is_denoising_score_matching_less_a_constant():

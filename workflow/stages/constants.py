@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Receipt
 from workflow.responses.channels import Channels
 from workflow.responses.stein import LinearRecalibration, lag_zero_matrix
+from workflow.responses.sums import Constants
 from workflow.runs import Notify, Run, load_run
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.data import load_estimator, load_sample, read_ensemble, read_scores
@@ -29,25 +29,6 @@ from workflow.stages.data import load_estimator, load_sample, read_ensemble, rea
 STAGE = "constants"
 BATCH = 1024
 """Snapshots whose products are summed together."""
-
-
-@dataclass(frozen=True)
-class Constants:
-    """Constants of one estimator.
-
-    Attributes:
-        totals_a: mean of the totals of A, `(total,)`.
-        totals_b: mean of the totals of B, raw and, where there are two versions, recalibrated.
-        maps_a: mean of the observables of the place, `(observable,)`; empty without maps.
-        maps_b: mean of -s, `(field,)`; empty without maps.
-        recalibration: the map of scores, where it is needed beforehand.
-    """
-
-    totals_a: Tensor
-    totals_b: Tensor
-    maps_a: Tensor
-    maps_b: Tensor
-    recalibration: LinearRecalibration | None
 
 
 def find_constants(
@@ -94,22 +75,15 @@ def _constants(run: Run, name: str, channels: Channels) -> dict[str, Tensor]:
             for m, t in places
         ]
     ).flatten(0, 1)
-    score = load_estimator(run, name)
-    kicks = [channels.conjugates(x, s, score)]
-    found: dict[str, Tensor] = {}
+    repair = None
     if channels.versions == 2:
-        repaired = LinearRecalibration.fit(
-            _stein(run, name), maps=run.saved.maps, shape=run.saved.shape
-        )
-        found["inverse"] = repaired.inverse
-        kicks.append(channels.conjugates(x, repaired(s), lambda y: repaired(score(y))))
-    maps = channels.maps_a(x) if run.saved.maps else None
-    found["totals_a"] = channels.observe(x, maps).double().mean(0)
-    found["totals_b"] = torch.cat(kicks, dim=1).double().mean(0)
-    nothing = torch.zeros(0, dtype=torch.float64)
-    found["maps_a"] = nothing if maps is None else maps.double().transpose(0, 1).flatten(1).mean(1)
-    found["maps_b"] = nothing if maps is None else -s.double().transpose(0, 1).flatten(1).mean(1)
-    return found
+        stein, saved = _stein(run, name), run.saved
+        repair = LinearRecalibration.fit(stein, maps=saved.maps, shape=saved.shape)
+    score = load_estimator(run, name)
+    found = Constants.of(channels, x, s, score, recalibration=repair)
+    names = ("totals_a", "totals_b", "maps_a", "maps_b")
+    content = {n: getattr(found, n) for n in names}
+    return content if repair is None else {**content, "inverse": repair.inverse}
 
 
 def _stein(run: Run, name: str) -> Tensor:

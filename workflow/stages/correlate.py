@@ -12,17 +12,16 @@ from pathlib import Path
 import distributed
 import numpy as np
 import torch
-from torch import Tensor
 
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
 from workflow.responses.channels import Channels
-from workflow.responses.correlation import lag_sums
+from workflow.responses.sums import block_sums
 from workflow.runs import Notify, Run, load_run
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
-from workflow.stages.constants import Constants, find_constants, load_constants
+from workflow.stages.constants import find_constants, load_constants
 from workflow.stages.data import load_channels, load_estimator, read_ensemble, read_scores
 
 STAGE = "respond"
@@ -128,58 +127,22 @@ def correlate_block(folder: str, name: str, group: int, task: int) -> Receipt:
     first, last = blocks[0].start, blocks[-1].stop
     x = torch.from_numpy(read_ensemble(run, members, range(first, min(last + run.lags, run.times))))
     s = torch.from_numpy(read_scores(run, name, members, range(first, last)))
-    watched, kicks = _channels(run, name, channels, constants, x, s)
+    found = block_sums(
+        channels,
+        constants,
+        x,
+        s,
+        load_estimator(run, name),
+        blocks=blocks,
+        max_lag=run.lags,
+    )
     files: dict[str, str] = {}
     at = {
         "estimator": run.learned.index(name),
         "member": members.start,
         "block": blocks[0].start // run.sum_times,
     }
-    for variable, a in watched.items():
-        sums = _sums(run, a, kicks[variable], blocks)[None]
-        files |= write_block(run.correlations, variable, start=at, values=sums)
+    for variable, sums in found.items():
+        files |= write_block(run.correlations, variable, start=at, values=sums[None])
     files = {f"correlations.zarr/{key}": crc for key, crc in files.items()}
     return Receipt(block_name(run, name, group, task), files, facts_since(started))
-
-
-def _channels(
-    run: Run, name: str, channels: Channels, constants: Constants, x: Tensor, s: Tensor
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Centred A and B of a block, `(member, time, channel[, *shape])`, by variable of the store."""
-    flat = x.flatten(0, 1)
-    maps = channels.maps_a(flat) if run.saved.maps else None
-    totals = channels.observe(flat, maps) - constants.totals_a.to(x.dtype)
-    watched = {"totals": totals.unflatten(0, x.shape[:2])}
-    past, scores = x[:, : s.shape[1]].flatten(0, 1), s.flatten(0, 1)
-    score = load_estimator(run, name)
-    conjugates = [channels.conjugates(past, scores, score)]
-    if channels.versions == 2:
-        repaired = constants.recalibration
-        assert repaired is not None
-        conjugates.append(channels.conjugates(past, repaired(scores), lambda y: repaired(score(y))))
-    b = torch.cat(conjugates, dim=1) - constants.totals_b.to(x.dtype)
-    kicks = {"totals": b.unflatten(0, s.shape[:2])}
-    if maps is not None:
-        a = maps - _like(constants.maps_a, x)
-        watched["maps"] = a.unflatten(0, x.shape[:2])
-        kicks["maps"] = -s - _like(constants.maps_b, x)
-    return watched, kicks
-
-
-def _like(per_channel: Tensor, x: Tensor) -> Tensor:
-    """Numbers per channel, made to broadcast over space."""
-    return per_channel.to(x.dtype).reshape(-1, *[1] * (x.ndim - 3))
-
-
-def _sums(run: Run, a: Tensor, b: Tensor, blocks: list[range]) -> np.ndarray:
-    """Sums of every block, `(member, block, lag, A, B, *shape)`."""
-    first = blocks[0].start
-    parts = [
-        lag_sums(
-            a[:, block.start - first : block.stop - first + run.lags],
-            b[:, block.start - first : block.stop - first],
-            max_lag=run.lags,
-        )
-        for block in blocks
-    ]
-    return np.stack(parts, axis=1)
