@@ -8,7 +8,7 @@ import torch
 
 from workflow.dynamics import build_system
 from workflow.dynamics.noise import NoiseStream
-from workflow.responses.correlation import LagCorrelation
+from workflow.responses.correlation import lag_sums, pair_counts
 from workflow.responses.recalibration import recalibrate
 
 
@@ -30,9 +30,9 @@ def response(x, score, *, max_lag):
     """Recalibrated response `(lag, y, x)`, mean over members."""
     with torch.inference_mode():
         s = torch.cat([score(part) for part in x.flatten(0, 1).split(256)]).reshape(x.shape)
-    sums = LagCorrelation(x.shape[3:], max_lag=max_lag, length=x.shape[1])
-    sums.add(x[:, :, 0], s[:, :, 0])
-    per_member = sums.result()
+    sums = lag_sums(x, s, max_lag=max_lag)[:, :, 0, 0]
+    pairs = pair_counts(0, x.shape[1], length=x.shape[1], max_lag=max_lag)
+    per_member = -sums / pairs[:, None, None]
     return per_member, recalibrate(per_member.mean(0), space=2).response
 
 

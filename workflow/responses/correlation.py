@@ -37,8 +37,8 @@ _WINDOW_NUMBERS = 1 << 16
 _WINDOWS_PER_SUM = 16
 # Transforms of many channels held at once: 256 MiB in float32 for each of their two factors.
 _SPECTRUM_NUMBERS = 1 << 26
-# Products of many channels held at once: 128 MiB in float32.
-_PRODUCT_NUMBERS = 1 << 25
+# Products of many channels held at once: 32 MiB in float32, near the last cache.
+_PRODUCT_NUMBERS = 1 << 23
 # Lags times the fewer channels up to which plain products in time are faster than transforms.
 _DIRECT_PRODUCTS = 512
 # Samples per plain product, summed in the precision of the data.
@@ -150,14 +150,7 @@ class LagCorrelation:
         x_mean: float = 0.0,
         s_mean: float = 0.0,
     ) -> None:
-        """Prepare the sums.
-
-        Args:
-            shape: space shape of the field, `()`, `(nx,)` or `(ny, nx)`.
-            max_lag: longest lag, in saved samples.
-            length: saved samples of the whole run.
-            x_mean: subtracted from x, in its units; leaves R unchanged but less noisy.
-            s_mean: subtracted from s; zero in expectation, its sample value is noise.
+        """Prepare the sums over a run of `length` samples; the means are subtracted.
 
         Raises:
             UserError: `max_lag` leaves no pair of samples to correlate.
@@ -220,18 +213,22 @@ def pooled_sums(a: Tensor, b: Tensor, *, max_lag: int, window: int | None = None
     Returns:
         `(lag, A, B)` float64.
     """
-    padded = _padded(max_lag, b.shape[1]) if window is None else window + max_lag
-    window, many = padded - max_lag, 3 * (padded // 2 + 1)
     channels_a, channels_b = a.shape[2], b.shape[2]
+    if window is None:
+        window = _product_window(b.shape[0] * b.shape[1], max(channels_a, channels_b), max_lag)
+    padded = window + max_lag
+    many = 3 * (padded // 2 + 1)
     back = _inverse_map(padded, max_lag).to(a)
     sums = torch.zeros((max_lag + 1, channels_a, channels_b), dtype=torch.float64, device=a.device)
-    inner = max(1, _SPECTRUM_NUMBERS // (many * max(channels_a, channels_b)))
+    inner = _inner(padded, max(channels_a, channels_b))
     rows = max(1, _PRODUCT_NUMBERS // (many * channels_b))
-    for starts in _groups(_window_starts(b, window), inner):
-        right = _parts(_windows(b, starts, window, window), padded, sign=-1.0)
+    starts_of_all = [(m, t) for m in range(len(b)) for t in range(0, b.shape[1], window)]
+    for number in range(0, len(starts_of_all), inner):
+        starts = starts_of_all[number : number + inner]
+        right = _parts(_windows(b, starts, window), padded, sign=-1.0)
         for first in range(0, channels_a, rows):
             some = slice(first, first + rows)
-            left = _parts(_windows(a[:, :, some], starts, window, padded), padded, sign=1.0)
+            left = _parts(_windows(a[:, :, some], starts, padded), padded, sign=1.0)
             product = torch.bmm(left.transpose(1, 2), right)
             sums[:, some] += (back @ product.flatten(1)).unflatten(1, product.shape[1:])
     return sums
@@ -306,22 +303,31 @@ def _padded(max_lag: int, length: int) -> int:
     return int(min(1 << max(4 * max_lag - 1, 63).bit_length(), next_fast_len(length + max_lag)))
 
 
-def _window_starts(b: Tensor, window: int) -> list[tuple[int, int]]:
-    """(member, first sample) of every window."""
-    return [(m, start) for m in range(b.shape[0]) for start in range(0, b.shape[1], window)]
+def _product_window(samples: int, channels: int, max_lag: int) -> int:
+    """Window of `pooled_sums` with the fewest operations, its padded length a power of two."""
+
+    def operations(padded: int) -> float:
+        windows = math.ceil(samples / (padded - max_lag))
+        return padded * (windows + (max_lag + 1) * math.ceil(windows / _inner(padded, channels)))
+
+    lengths = (
+        1 << k for k in range((2 * max_lag + 1).bit_length(), (8 * max_lag + 64).bit_length())
+    )
+    return min(lengths, key=operations) - max_lag
 
 
-def _groups(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
+def _inner(padded: int, channels: int) -> int:
+    """Windows whose transforms are held at once."""
+    return max(1, _SPECTRUM_NUMBERS // (3 * (padded // 2 + 1) * channels))
 
 
-def _windows(x: Tensor, starts: list[tuple[int, int]], step: int, size: int) -> Tensor:
+def _windows(x: Tensor, starts: list[tuple[int, int]], size: int) -> Tensor:
     """Samples of each window `(window, size, channel)`, zero beyond the end of x."""
-    out = torch.zeros((len(starts), size, x.shape[2]), dtype=x.dtype, device=x.device)
+    out = torch.empty((len(starts), size, x.shape[2]), dtype=x.dtype, device=x.device)
     for row, (member, start) in zip(out, starts, strict=True):
         found = x[member, start : start + size]
-        row[: found.shape[0]] = found
+        row[: len(found)] = found
+        row[len(found) :] = 0
     return out
 
 
