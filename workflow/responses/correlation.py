@@ -81,16 +81,16 @@ def lag_sums(
     _check_shapes(tuple(a.shape), tuple(b.shape), max_lag=max_lag)
     shape = tuple(a.shape[3:])
     few = (max_lag + 1) * min(a.shape[2], b.shape[2]) <= _DIRECT_PRODUCTS
-    with _one_thread():
+    with one_thread():
         if shape:
             sums = _spectral_sums(a, b, max_lag=max_lag, window=window)
         else:
-            sums = a.new_empty((len(a), max_lag + 1, a.shape[2], b.shape[2]), dtype=torch.float64)
+            sums = a.new_zeros((len(a), max_lag + 1, a.shape[2], b.shape[2]), dtype=torch.float64)
             for one, x, y in zip(sums, a.split(1), b.split(1), strict=True):
                 if few and window is None:
-                    one[:] = _direct_sums(x[0], y[0], max_lag=max_lag)
+                    one += _direct_sums(x[0], y[0], max_lag=max_lag)
                 else:
-                    one[:] = pooled_sums(x, y, max_lag=max_lag, window=window)
+                    add_pooled_sums(one, x, y, max_lag=max_lag, window=window)
     return np.asarray(sums.cpu().numpy())
 
 
@@ -162,16 +162,7 @@ class LagCorrelation:
         self._sums: NDArray[np.float64] | float = 0.0
 
     def add(self, x: ArrayLike | Tensor, s: ArrayLike | Tensor) -> None:
-        """Add one block of time, next in order.
-
-        Args:
-            x: field `(member, time, *shape)` from the start of the block to `max_lag` samples
-                beyond its end, or to the end of the run (see `block_bounds`).
-            s: conjugate `(member, time, *shape)` over the block.
-
-        Raises:
-            ValueError: shapes that do not fit each other, or samples beyond the length.
-        """
+        """Add the next block of time: x as far as `block_bounds` says, s over the block."""
         x, s = _as_floats(x), _as_floats(s)
         needed = min(self._fed + s.shape[1] + self.max_lag, self.length) - self._fed
         if x.shape[1] != needed or self._fed + s.shape[1] > self.length:
@@ -197,21 +188,21 @@ class LagCorrelation:
         return self._sums / -pairs.reshape(-1, *[1] * len(self.shape))
 
 
-def pooled_sums(a: Tensor, b: Tensor, *, max_lag: int, window: int | None = None) -> Tensor:
-    """`lag_sums` of many channels without space, summed over members.
+def add_pooled_sums(
+    sums: Tensor, a: Tensor, b: Tensor, *, max_lag: int, window: int | None = None
+) -> None:
+    """Add `lag_sums` of many channels without space, summed over members.
 
     One real matrix product per frequency stands for three quarters of a complex one: with
     P1 = Re a Re b, P2 = Im a Im b and P3 = (Re a + Im a)(Re b - Im b), the inverse transform of
     a conj(b) is a fixed linear map of P1, P2 and P3, and only the wanted lags are computed.
 
     Args:
+        sums: `(lag, A, B)` float64, added to.
         a: responding channels `(member, time + extra, A)`.
         b: conjugate channels `(member, time, B)`, same dtype.
         max_lag: longest lag, in saved samples.
         window: samples of b that are transformed in time together; chosen for speed if None.
-
-    Returns:
-        `(lag, A, B)` float64.
     """
     channels_a, channels_b = a.shape[2], b.shape[2]
     if window is None:
@@ -219,7 +210,6 @@ def pooled_sums(a: Tensor, b: Tensor, *, max_lag: int, window: int | None = None
     padded = window + max_lag
     many = 3 * (padded // 2 + 1)
     back = _inverse_map(padded, max_lag).to(a)
-    sums = torch.zeros((max_lag + 1, channels_a, channels_b), dtype=torch.float64, device=a.device)
     inner = _inner(padded, max(channels_a, channels_b))
     rows = max(1, _PRODUCT_NUMBERS // (many * channels_b))
     starts_of_all = [(m, t) for m in range(len(b)) for t in range(0, b.shape[1], window)]
@@ -231,7 +221,6 @@ def pooled_sums(a: Tensor, b: Tensor, *, max_lag: int, window: int | None = None
             left = _parts(_windows(a[:, :, some], starts, padded), padded, sign=1.0)
             product = torch.bmm(left.transpose(1, 2), right)
             sums[:, some] += (back @ product.flatten(1)).unflatten(1, product.shape[1:])
-    return sums
 
 
 def _spectral_sums(a: Tensor, b: Tensor, *, max_lag: int, window: int | None) -> Tensor:
@@ -304,7 +293,7 @@ def _padded(max_lag: int, length: int) -> int:
 
 
 def _product_window(samples: int, channels: int, max_lag: int) -> int:
-    """Window of `pooled_sums` with the fewest operations, its padded length a power of two."""
+    """Window of `add_pooled_sums` with the fewest operations, its padded length a power of two."""
 
     def operations(padded: int) -> float:
         windows = math.ceil(samples / (padded - max_lag))
@@ -342,7 +331,7 @@ def _parts(windows: Tensor, padded: int, *, sign: float) -> Tensor:
 
 
 def _inverse_map(padded: int, max_lag: int) -> Tensor:
-    """Map `(lag, 3 frequency)` from the three products of `pooled_sums` to lags."""
+    """Map `(lag, 3 frequency)` from the three products of `add_pooled_sums` to lags."""
     frequency = torch.arange(padded // 2 + 1, dtype=torch.float64)
     lag = torch.arange(max_lag + 1, dtype=torch.float64)
     angle = 2 * math.pi / padded * torch.remainder(lag[:, None] * frequency, padded)
@@ -354,7 +343,7 @@ def _inverse_map(padded: int, max_lag: int) -> Tensor:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One thread for the many small transforms of a block.
 
     OpenMP threads wait for each other busily: on cores that are shared with other work, two of
