@@ -40,7 +40,9 @@ _SPECTRUM_NUMBERS = 1 << 26
 # Products of many channels held at once: 32 MiB in float32, near the last cache.
 _PRODUCT_NUMBERS = 1 << 23
 # Lags times the fewer channels up to which plain products in time are faster than transforms.
-_DIRECT_PRODUCTS = 512
+_DIRECT_PRODUCTS = 1024
+# Pairs of channels up to which one product per pair is faster than a matrix product.
+_SPECTRAL_PAIRS = 64
 # Samples per plain product, summed in the precision of the data.
 _DIRECT_SAMPLES = 1024
 
@@ -79,18 +81,20 @@ def lag_sums(
     dtype = torch.promote_types(a.dtype, b.dtype)
     a, b = a.to(dtype), b.to(dtype)
     _check_shapes(tuple(a.shape), tuple(b.shape), max_lag=max_lag)
-    shape = tuple(a.shape[3:])
-    few = (max_lag + 1) * min(a.shape[2], b.shape[2]) <= _DIRECT_PRODUCTS
+    channels = a.shape[2], b.shape[2]
     with one_thread():
-        if shape:
+        if a.ndim > 3:
             sums = _spectral_sums(a, b, max_lag=max_lag, window=window)
+        elif window is None and (max_lag + 1) * min(channels) <= _DIRECT_PRODUCTS:
+            some = zip(a, b, strict=True)
+            sums = torch.stack([_direct_sums(x, y, max_lag=max_lag) for x, y in some])
+        elif math.prod(channels) <= _SPECTRAL_PAIRS:
+            point = a.unsqueeze(-1), b.unsqueeze(-1)
+            sums = _spectral_sums(*point, max_lag=max_lag, window=window).squeeze(-1)
         else:
-            sums = a.new_zeros((len(a), max_lag + 1, a.shape[2], b.shape[2]), dtype=torch.float64)
+            sums = a.new_zeros((len(a), max_lag + 1, *channels), dtype=torch.float64)
             for one, x, y in zip(sums, a.split(1), b.split(1), strict=True):
-                if few and window is None:
-                    one += _direct_sums(x[0], y[0], max_lag=max_lag)
-                else:
-                    add_pooled_sums(one, x, y, max_lag=max_lag, window=window)
+                add_pooled_sums(one, x, y, max_lag=max_lag, window=window)
     return np.asarray(sums.cpu().numpy())
 
 

@@ -60,8 +60,9 @@ def impulse_response(
     for start, stop, stop_lagged in bounds:
         for first in range(0, members, group):
             some = slice(first, first + group)
-            a = x[some, start:stop_lagged].values - means[0]
-            b = score[some, start:stop].values - means[1]
+            a, b = x[some, start:stop_lagged].values, score[some, start:stop].values
+            if centre:
+                a, b = a - means[0], b - means[1]
             sums[some] += lag_sums(a[:, :, None], b[:, :, None], max_lag=max_lag)[:, :, 0, 0]
     response = sums / -pairs.reshape(-1, *[1] * len(shape))
     labelled = label_displacements(response, space=x.dims[2:])
