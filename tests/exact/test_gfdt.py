@@ -11,8 +11,8 @@ import xarray as xr
 
 from workflow.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from workflow.interfaces import Field, State, System, UserError
-from workflow.responses.correlation import LagCorrelation, block_bounds
-from workflow.responses.direct import paired_response
+from workflow.responses.correlation import block_bounds, lag_sums, pair_counts
+from workflow.responses.direct import moved_to, paired_response, seen_from
 from workflow.responses.gfdt import impulse_response
 from workflow.responses.recalibration import (
     recalibrate,
@@ -26,12 +26,15 @@ from workflow.responses.statistics import estimate
 from workflow.scores.closed_form import SpectralGaussian
 
 
-def streamed(x, s, *, max_lag, block=None, **means):
+def streamed(x, s, *, max_lag, block=None, x_mean=0.0, s_mean=0.0):
     length = x.shape[1]
-    correlation = LagCorrelation(x.shape[2:], max_lag=max_lag, length=length, **means)
-    for start, stop, end in block_bounds(length, block or length, max_lag=max_lag):
-        correlation.add(x[:, start:end], s[:, start:stop])
-    return correlation.result()
+    x, s = (x - x_mean)[:, :, None], (s - s_mean)[:, :, None]
+    sums = sum(
+        lag_sums(x[:, start:end], s[:, start:stop], max_lag=max_lag)[:, :, 0, 0]
+        for start, stop, end in block_bounds(length, block or length, max_lag=max_lag)
+    )
+    pairs = pair_counts(0, length, length=length, max_lag=max_lag)
+    return -sums / pairs.reshape(-1, *[1] * (x.ndim - 3))
 
 
 def double_loop(x, s, *, max_lag):
@@ -305,12 +308,6 @@ def test_lags_and_blocks_that_do_not_fit_are_refused():
         impulse_response(labelled(x), labelled(x), max_lag=50)
     with pytest.raises(ValueError, match="evaluate the score at the same members"):
         impulse_response(labelled(x), labelled(x[:, :9]), max_lag=2)
-    correlation = LagCorrelation((4,), max_lag=2, length=10)
-    with pytest.raises(ValueError, match="the block and the max_lag=2 samples after it"):
-        correlation.add(x[:, :5], x[:, :5])
-    correlation.add(x[:, :7], x[:, :5])
-    with pytest.raises(ValueError, match="5 of 10 saved samples were fed"):
-        correlation.result()
 
 
 @dataclass(frozen=True)
@@ -359,15 +356,20 @@ def test_paired_runs_of_a_linear_system_are_its_propagator(shape):
     points = int(np.prod(shape))
     state = system.initial(normals(99))
     before = {name: value.clone() for name, value in state.items()}
-    response = paired_response(
+    kicked = torch.arange(6) % points
+    pixel = torch.zeros(2, *shape, dtype=torch.float64)
+    pixel[(0,) * pixel.ndim] = 1.0
+    response, mean = paired_response(
         system,
         state,
         normals=normals,
+        displacement=moved_to(pixel, kicked),
         amplitude=0.25,
-        kicked=torch.arange(6) % points,
+        observe=lambda x: [seen_from(x, kicked), x.flatten(1).mean(1)],
         max_lag=3,
         steps_per_lag=2,
     )
+    assert (mean - response.flatten(2).mean(2)).abs().max() < 1e-13
     assert response.shape == (6, 4, 2, *shape)
     unit = torch.zeros(1, 2, *shape, dtype=torch.float64)
     unit[(0, 0, *[0] * len(shape))] = 1.0
@@ -383,9 +385,10 @@ def test_members_that_blow_up_are_named():
     system = TwoFields((4,))
     state = system.initial(torch.zeros(3, 2, 4))
     state["u"][1] = torch.inf
-    kick = {"amplitude": 0.1, "kicked": torch.zeros(3, dtype=torch.int64), "max_lag": 2}
+    kick = {"amplitude": 0.1, "displacement": torch.ones(3, 2, 4, dtype=torch.float64)}
+    kick |= {"max_lag": 2, "observe": lambda x: [x]}
     with pytest.raises(UserError, match=r"members \[1\] are not finite 0 steps after a kick"):
         paired_response(system, state, normals=lambda step: torch.zeros(3, 2, 4), **kick)
-    with pytest.raises(ValueError, match="needs one flat pixel index for each of 3 members"):
-        kick["kicked"] = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"displacement of shape \(2, 2, 4\); needs finite"):
+        kick["displacement"] = torch.ones(2, 2, 4, dtype=torch.float64)
         paired_response(system, state, normals=lambda step: torch.zeros(3, 2, 4), **kick)

@@ -10,13 +10,27 @@ from workflow.config import ScoreConfig
 from workflow.dynamics import build_system
 from workflow.dynamics.grid import Grid
 from workflow.dynamics.noise import DIRECT, FORCING, NoiseStream
-from workflow.responses.correlation import LagCorrelation
-from workflow.responses.direct import paired_response
+from workflow.responses.correlation import lag_sums, pair_counts
+from workflow.responses.direct import moved_to, paired_response, seen_from
 from workflow.responses.recalibration import recalibrate, stein_spectrum
 from workflow.scores.closed_form import SpectralGaussian
 from workflow.scores.neural import NeuralScore, Trainer
 
 torch.set_num_threads(1)
+
+
+def pixel_response(system, state, kicked, **settings):
+    """Response of the field seen from the kicked pixel of each member, `(member, lag, 1, y, x)`."""
+    pixel = torch.zeros(1, *system.shape)
+    pixel[(0,) * pixel.ndim] = 1.0
+    (found,) = paired_response(
+        system,
+        state,
+        displacement=moved_to(pixel, kicked),
+        observe=lambda x: [seen_from(x, kicked)],
+        **settings,
+    )
+    return found
 
 
 def simulate(system, *, members, spinup, times, every):
@@ -37,9 +51,9 @@ def response(x, score, *, max_lag):
     """Raw response per member, and recalibrated mean over members `(lag, y, x)`."""
     with torch.inference_mode():
         s = torch.cat([score(part) for part in x.flatten(0, 1).split(256)]).reshape(x.shape)
-    sums = LagCorrelation(x.shape[3:], max_lag=max_lag, length=x.shape[1])
-    sums.add(x[:, :, 0], s[:, :, 0])
-    per_member = sums.result()
+    sums = lag_sums(x, s, max_lag=max_lag)[:, :, 0, 0]
+    pairs = pair_counts(0, x.shape[1], length=x.shape[1], max_lag=max_lag)
+    per_member = -sums / pairs[:, None, None]
     return per_member, recalibrate(per_member.mean(0), space=2).response
 
 
@@ -181,12 +195,12 @@ def navier_stokes_responses(*, members, spinup, rounds, seed=5):
                 seed, range(members), stream=DIRECT + number, shape=shape, dtype=dtype
             )
             pairs.append(
-                paired_response(
+                pixel_response(
                     system,
                     state,
+                    torch.randint(1024, (members,), generator=kicks),
                     normals=own.at,
                     amplitude=1 / 64,
-                    kicked=torch.randint(1024, (members,), generator=kicks),
                     max_lag=12,
                     steps_per_lag=4,
                 )[:, :, 0]

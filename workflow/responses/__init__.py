@@ -1,7 +1,8 @@
 """Responses to small forcings, with error bars: from unperturbed data and scores, or directly.
 
     correlation    lagged products of channels, summed over blocks of time, per member
-    gfdt           the same for labelled arrays
+    gfdt           response over the displacement, for labelled homogeneous fields
+    matrix         response of every place to every place, where the statistics depend on it
     direct         the truth: pairs of runs with and against a kick
     recalibration  lag 0 made the identity where the score sees the mode
     resampling     resamples of members, or of stretches of time where members are few

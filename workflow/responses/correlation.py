@@ -37,10 +37,12 @@ _WINDOW_NUMBERS = 1 << 16
 _WINDOWS_PER_SUM = 16
 # Transforms of many channels held at once: 256 MiB in float32 for each of their two factors.
 _SPECTRUM_NUMBERS = 1 << 26
-# Products of many channels held at once: 128 MiB in float32.
-_PRODUCT_NUMBERS = 1 << 25
+# Products of many channels held at once: 32 MiB in float32, near the last cache.
+_PRODUCT_NUMBERS = 1 << 23
 # Lags times the fewer channels up to which plain products in time are faster than transforms.
-_DIRECT_PRODUCTS = 512
+_DIRECT_PRODUCTS = 1024
+# Pairs of channels up to which one product per pair is faster than a matrix product.
+_SPECTRAL_PAIRS = 64
 # Samples per plain product, summed in the precision of the data.
 _DIRECT_SAMPLES = 1024
 
@@ -79,18 +81,20 @@ def lag_sums(
     dtype = torch.promote_types(a.dtype, b.dtype)
     a, b = a.to(dtype), b.to(dtype)
     _check_shapes(tuple(a.shape), tuple(b.shape), max_lag=max_lag)
-    shape = tuple(a.shape[3:])
-    few = (max_lag + 1) * min(a.shape[2], b.shape[2]) <= _DIRECT_PRODUCTS
-    with _one_thread():
-        if shape:
+    channels = a.shape[2], b.shape[2]
+    with one_thread():
+        if a.ndim > 3:
             sums = _spectral_sums(a, b, max_lag=max_lag, window=window)
+        elif window is None and (max_lag + 1) * min(channels) <= _DIRECT_PRODUCTS:
+            some = zip(a, b, strict=True)
+            sums = torch.stack([_direct_sums(x, y, max_lag=max_lag) for x, y in some])
+        elif math.prod(channels) <= _SPECTRAL_PAIRS:
+            point = a.unsqueeze(-1), b.unsqueeze(-1)
+            sums = _spectral_sums(*point, max_lag=max_lag, window=window).squeeze(-1)
         else:
-            sums = a.new_empty((len(a), max_lag + 1, a.shape[2], b.shape[2]), dtype=torch.float64)
+            sums = a.new_zeros((len(a), max_lag + 1, *channels), dtype=torch.float64)
             for one, x, y in zip(sums, a.split(1), b.split(1), strict=True):
-                if few and window is None:
-                    one[:] = _direct_sums(x[0], y[0], max_lag=max_lag)
-                else:
-                    one[:] = pooled_sums(x, y, max_lag=max_lag, window=window)
+                add_pooled_sums(one, x, y, max_lag=max_lag, window=window)
     return np.asarray(sums.cpu().numpy())
 
 
@@ -133,108 +137,39 @@ def block_bounds(length: int, block: int, *, max_lag: int) -> Iterator[tuple[int
         yield start, stop, min(stop + max_lag, length)
 
 
-class LagCorrelation:
-    """Response of one group of members, fed with consecutive blocks of time.
-
-        R(lag, r) = - < x(p + r, t + lag) s(p, t) >
-
-    Memory is one block and `(member, max_lag + 1, *shape)`: it does not grow with the run.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        *,
-        max_lag: int,
-        length: int,
-        x_mean: float = 0.0,
-        s_mean: float = 0.0,
-    ) -> None:
-        """Prepare the sums.
-
-        Args:
-            shape: space shape of the field, `()`, `(nx,)` or `(ny, nx)`.
-            max_lag: longest lag, in saved samples.
-            length: saved samples of the whole run.
-            x_mean: subtracted from x, in its units; leaves R unchanged but less noisy.
-            s_mean: subtracted from s; zero in expectation, its sample value is noise.
-
-        Raises:
-            UserError: `max_lag` leaves no pair of samples to correlate.
-        """
-        _check_lag(max_lag, length)
-        self.shape, self.max_lag, self.length = tuple(shape), max_lag, length
-        self._means = float(x_mean), float(s_mean)
-        self._fed = 0
-        self._sums: NDArray[np.float64] | float = 0.0
-
-    def add(self, x: ArrayLike | Tensor, s: ArrayLike | Tensor) -> None:
-        """Add one block of time, next in order.
-
-        Args:
-            x: field `(member, time, *shape)` from the start of the block to `max_lag` samples
-                beyond its end, or to the end of the run (see `block_bounds`).
-            s: conjugate `(member, time, *shape)` over the block.
-
-        Raises:
-            ValueError: shapes that do not fit each other, or samples beyond the length.
-        """
-        x, s = _as_floats(x), _as_floats(s)
-        needed = min(self._fed + s.shape[1] + self.max_lag, self.length) - self._fed
-        if x.shape[1] != needed or self._fed + s.shape[1] > self.length:
-            raise ValueError(
-                f"x has {x.shape[1]} samples, s has {s.shape[1]} after {self._fed} of "
-                f"{self.length}; x needs the block and the max_lag={self.max_lag} samples after it"
-            )
-        x, s = ((v - m if m else v).unsqueeze(2) for v, m in zip((x, s), self._means, strict=True))
-        self._sums = self._sums + lag_sums(x, s, max_lag=self.max_lag)[:, :, 0, 0]
-        self._fed += s.shape[1]
-
-    def result(self) -> NDArray[np.float64]:
-        """R `(member, lag, *shape)` float64, displacements in FFT order.
-
-        Raises:
-            ValueError: part of the run has not been fed.
-        """
-        if isinstance(self._sums, float) or self._fed != self.length:
-            raise ValueError(
-                f"{self._fed} of {self.length} saved samples were fed; feed all blocks first"
-            )
-        pairs = pair_counts(0, self.length, length=self.length, max_lag=self.max_lag)
-        return self._sums / -pairs.reshape(-1, *[1] * len(self.shape))
-
-
-def pooled_sums(a: Tensor, b: Tensor, *, max_lag: int, window: int | None = None) -> Tensor:
-    """`lag_sums` of many channels without space, summed over members.
+def add_pooled_sums(
+    sums: Tensor, a: Tensor, b: Tensor, *, max_lag: int, window: int | None = None
+) -> None:
+    """Add `lag_sums` of many channels without space, summed over members.
 
     One real matrix product per frequency stands for three quarters of a complex one: with
     P1 = Re a Re b, P2 = Im a Im b and P3 = (Re a + Im a)(Re b - Im b), the inverse transform of
     a conj(b) is a fixed linear map of P1, P2 and P3, and only the wanted lags are computed.
 
     Args:
+        sums: `(lag, A, B)` float64, added to.
         a: responding channels `(member, time + extra, A)`.
         b: conjugate channels `(member, time, B)`, same dtype.
         max_lag: longest lag, in saved samples.
         window: samples of b that are transformed in time together; chosen for speed if None.
-
-    Returns:
-        `(lag, A, B)` float64.
     """
-    padded = _padded(max_lag, b.shape[1]) if window is None else window + max_lag
-    window, many = padded - max_lag, 3 * (padded // 2 + 1)
     channels_a, channels_b = a.shape[2], b.shape[2]
+    if window is None:
+        window = _product_window(b.shape[0] * b.shape[1], max(channels_a, channels_b), max_lag)
+    padded = window + max_lag
+    many = 3 * (padded // 2 + 1)
     back = _inverse_map(padded, max_lag).to(a)
-    sums = torch.zeros((max_lag + 1, channels_a, channels_b), dtype=torch.float64, device=a.device)
-    inner = max(1, _SPECTRUM_NUMBERS // (many * max(channels_a, channels_b)))
+    inner = _inner(padded, max(channels_a, channels_b))
     rows = max(1, _PRODUCT_NUMBERS // (many * channels_b))
-    for starts in _groups(_window_starts(b, window), inner):
-        right = _parts(_windows(b, starts, window, window), padded, sign=-1.0)
+    starts_of_all = [(m, t) for m in range(len(b)) for t in range(0, b.shape[1], window)]
+    for number in range(0, len(starts_of_all), inner):
+        starts = starts_of_all[number : number + inner]
+        right = _parts(_windows(b, starts, window), padded, sign=-1.0)
         for first in range(0, channels_a, rows):
             some = slice(first, first + rows)
-            left = _parts(_windows(a[:, :, some], starts, window, padded), padded, sign=1.0)
+            left = _parts(_windows(a[:, :, some], starts, padded), padded, sign=1.0)
             product = torch.bmm(left.transpose(1, 2), right)
             sums[:, some] += (back @ product.flatten(1)).unflatten(1, product.shape[1:])
-    return sums
 
 
 def _spectral_sums(a: Tensor, b: Tensor, *, max_lag: int, window: int | None) -> Tensor:
@@ -306,22 +241,31 @@ def _padded(max_lag: int, length: int) -> int:
     return int(min(1 << max(4 * max_lag - 1, 63).bit_length(), next_fast_len(length + max_lag)))
 
 
-def _window_starts(b: Tensor, window: int) -> list[tuple[int, int]]:
-    """(member, first sample) of every window."""
-    return [(m, start) for m in range(b.shape[0]) for start in range(0, b.shape[1], window)]
+def _product_window(samples: int, channels: int, max_lag: int) -> int:
+    """Window of `add_pooled_sums` with the fewest operations, its padded length a power of two."""
+
+    def operations(padded: int) -> float:
+        windows = math.ceil(samples / (padded - max_lag))
+        return padded * (windows + (max_lag + 1) * math.ceil(windows / _inner(padded, channels)))
+
+    lengths = (
+        1 << k for k in range((2 * max_lag + 1).bit_length(), (8 * max_lag + 64).bit_length())
+    )
+    return min(lengths, key=operations) - max_lag
 
 
-def _groups(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
-    for first in range(0, len(items), size):
-        yield items[first : first + size]
+def _inner(padded: int, channels: int) -> int:
+    """Windows whose transforms are held at once."""
+    return max(1, _SPECTRUM_NUMBERS // (3 * (padded // 2 + 1) * channels))
 
 
-def _windows(x: Tensor, starts: list[tuple[int, int]], step: int, size: int) -> Tensor:
+def _windows(x: Tensor, starts: list[tuple[int, int]], size: int) -> Tensor:
     """Samples of each window `(window, size, channel)`, zero beyond the end of x."""
-    out = torch.zeros((len(starts), size, x.shape[2]), dtype=x.dtype, device=x.device)
+    out = torch.empty((len(starts), size, x.shape[2]), dtype=x.dtype, device=x.device)
     for row, (member, start) in zip(out, starts, strict=True):
         found = x[member, start : start + size]
-        row[: found.shape[0]] = found
+        row[: len(found)] = found
+        row[len(found) :] = 0
     return out
 
 
@@ -336,7 +280,7 @@ def _parts(windows: Tensor, padded: int, *, sign: float) -> Tensor:
 
 
 def _inverse_map(padded: int, max_lag: int) -> Tensor:
-    """Map `(lag, 3 frequency)` from the three products of `pooled_sums` to lags."""
+    """Map `(lag, 3 frequency)` from the three products of `add_pooled_sums` to lags."""
     frequency = torch.arange(padded // 2 + 1, dtype=torch.float64)
     lag = torch.arange(max_lag + 1, dtype=torch.float64)
     angle = 2 * math.pi / padded * torch.remainder(lag[:, None] * frequency, padded)
@@ -348,7 +292,7 @@ def _inverse_map(padded: int, max_lag: int) -> Tensor:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """One thread for the many small transforms of a block.
 
     OpenMP threads wait for each other busily: on cores that are shared with other work, two of

@@ -7,7 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from workflow.interfaces import LAG, MEMBER, TIME, UserError
-from workflow.responses.correlation import LagCorrelation, block_bounds
+from workflow.responses.correlation import block_bounds, lag_sums, pair_counts
 
 _BLOCK_NUMBERS = 1 << 24
 """Numbers read at once from a lazy array: 64 MiB in float32."""
@@ -48,30 +48,28 @@ def impulse_response(
 
     Source: arXiv:2402.01029, equation 3.
     """
-    _check_arrays(x, score)
-    step = _time_step(x)
+    check_arrays(x, score)
+    step = time_step(x)
     members, length, *shape = x.shape
-    means = (
-        (float(x.mean(dtype=np.float64)), float(score.mean(dtype=np.float64)))
-        if centre
-        else (0.0, 0.0)
-    )
     block = min(length, max(4 * max_lag, _BLOCK_NUMBERS // max(1, x[0, 0].size), 1))
+    bounds = list(block_bounds(length, block, max_lag=max_lag))
+    means = array_means(x, score) if centre else (0.0, 0.0)
     group = max(1, _BLOCK_NUMBERS // (block * max(1, x[0, 0].size)))
-    responses = []
-    for first in range(0, members, group):
-        part, conjugate = x[first : first + group], score[first : first + group]
-        correlation = LagCorrelation(
-            tuple(shape), max_lag=max_lag, length=length, x_mean=means[0], s_mean=means[1]
-        )
-        for start, stop, stop_lagged in block_bounds(length, block, max_lag=max_lag):
-            correlation.add(part[:, start:stop_lagged].values, conjugate[:, start:stop].values)
-        responses.append(correlation.result())
-    response = label_displacements(np.concatenate(responses), space=x.dims[2:])
-    labelled = response.assign_coords(lag=step * np.arange(max_lag + 1))
+    pairs = pair_counts(0, length, length=length, max_lag=max_lag)
+    sums = np.zeros((members, max_lag + 1, *shape))
+    for start, stop, stop_lagged in bounds:
+        for first in range(0, members, group):
+            some = slice(first, first + group)
+            a, b = x[some, start:stop_lagged].values, score[some, start:stop].values
+            if centre:
+                a, b = a - means[0], b - means[1]
+            sums[some] += lag_sums(a[:, :, None], b[:, :, None], max_lag=max_lag)[:, :, 0, 0]
+    response = sums / -pairs.reshape(-1, *[1] * len(shape))
+    labelled = label_displacements(response, space=x.dims[2:])
+    labelled = labelled.assign_coords(lag=step * np.arange(max_lag + 1))
     if MEMBER in x.coords:
         labelled = labelled.assign_coords({MEMBER: x.coords[MEMBER].values})
-    labelled[LAG].attrs = {"long_name": "time since the kick", **_units(x[TIME])}
+    labelled[LAG].attrs = lag_attributes(x)
     return labelled
 
 
@@ -105,7 +103,7 @@ def label_displacements(
     return array
 
 
-def _check_arrays(x: xr.DataArray, score: xr.DataArray) -> None:
+def check_arrays(x: xr.DataArray, score: xr.DataArray) -> None:
     """Refuse arrays that are not fields of the same runs at the same times."""
     if x.dims[:2] != (MEMBER, TIME) or x.ndim > 4:
         raise UserError(
@@ -118,7 +116,7 @@ def _check_arrays(x: xr.DataArray, score: xr.DataArray) -> None:
         )
 
 
-def _time_step(x: xr.DataArray) -> float:
+def time_step(x: xr.DataArray) -> float:
     """Spacing of the saved times, seconds for dates; 1 without a time coordinate."""
     if TIME not in x.coords or x.sizes[TIME] < 2:
         return 1.0
@@ -137,8 +135,18 @@ def _time_step(x: xr.DataArray) -> float:
     return float(steps.mean())
 
 
-def _units(time: xr.DataArray) -> dict[str, str]:
-    """Units of the lag."""
-    if time.dtype.kind in "MmO":
-        return {"units": "s"}
-    return {"units": str(time.attrs["units"])} if "units" in time.attrs else {}
+def array_means(x: xr.DataArray, score: xr.DataArray) -> tuple[float, float]:
+    """Means over members, time and space, summed in float64."""
+    return float(x.mean(dtype=np.float64)), float(score.mean(dtype=np.float64))
+
+
+def lag_attributes(x: xr.DataArray) -> dict[str, str]:
+    """Name and units of the lag of a response of x."""
+    attributes = {"long_name": "time since the kick"}
+    if TIME in x.coords:
+        time = x[TIME]
+        if time.dtype.kind in "MmO":
+            attributes["units"] = "s"
+        elif "units" in time.attrs:
+            attributes["units"] = str(time.attrs["units"])
+    return attributes
