@@ -1,23 +1,27 @@
 """How often intervals of 95 % cover the exact response: replicas of linear systems, exact truth.
 
-    python benchmarks/coverage.py [--replicas 200] > benchmarks/results/coverage.md
+    python benchmarks/coverage.py --run runs/quickstart > benchmarks/results/coverage.md
 
 Every system is sampled with its exact transition; every score is wrong by a factor or a matrix,
 so that recalibration is what makes the response right, and its noise is part of the error bar.
+With `--run`, a finished run of `gfdt run quickstart` (Allen-Cahn, exact score) is cut into parts
+of a few members, and each part must cover what all members say.
 """
 
 from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import xarray as xr
 from scipy.linalg import expm, solve_continuous_lyapunov
 from scipy.signal import lfilter
 
 from workflow.interfaces import UserError
 from workflow.responses.recalibration import recalibrate
-from workflow.responses.resampling import Units, resampling_units
+from workflow.responses.resampling import Units, ratio, resampling_units
 from workflow.responses.statistics import estimate, jackknife
 
 RELAXATION = np.array([[1.0, 1.2, 0.0], [-0.3, 0.8, 0.9], [0.2, -0.6, 1.1]])
@@ -204,6 +208,47 @@ def cover(case, *, replicas, seed, samples=400, moving=None, **settings):
     )
 
 
+def parts_of_run(folder, *, members, lags, block=10, estimator="exact"):
+    """Intervals of parts of a run for R11 and R31, by time, against all members.
+
+    The part is in the whole: the variance of their difference is 1 - members / all of its own.
+
+    Returns:
+        Mean standard error over the scatter of the parts, share covered, parts refused; the first
+        two `(lag, place)`.
+    """
+    x = xr.open_zarr(folder / "ensemble.zarr").u.values.astype(float)
+    scores = xr.open_zarr(folder / "scores.zarr")
+    index = list(scores.estimator.values).index(estimator)
+    s = scores.score_u.isel(estimator=index).values.astype(float)
+    sums, pairs = field_sums(x - x.mean(), s, max_lag=lags, block=block)
+    resolved = np.zeros(x.shape[2:], dtype=bool)
+
+    def pixels(response):
+        repaired = recalibrate(response, space=2, unresolved=resolved).response
+        return repaired[:, 1:, 0, [0, 2]]
+
+    whole = pixels(ratio(sums, pairs)[None])[0]
+    shrink = np.sqrt(1 - members / len(x))
+    values, errors, inside, refused = [], [], [], 0
+    for first in range(0, len(x), members):
+        part = sums[first : first + members]
+        try:
+            units = resampling_units(part, pairs, by="time")
+        except UserError:
+            refused += 1
+            continue
+        found = estimate(part, pairs, pixels, units=units, samples=300, seed=first)
+        values.append(found.value)
+        errors.append(found.standard_error)
+        inside.append(np.abs(found.value - whole) <= (found.high - found.value) * shrink)
+    return (
+        np.mean(errors, axis=0) / np.std(values, axis=0, ddof=1),
+        np.mean(inside, axis=0),
+        refused,
+    )
+
+
 CASES = {
     "scalar, 32 members": (
         scalar_case,
@@ -243,7 +288,9 @@ CASES = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--replicas", type=int, default=200)
-    replicas = parser.parse_args().replicas
+    parser.add_argument("--run", type=Path, help="folder of a finished quickstart run")
+    arguments = parser.parse_args()
+    replicas = arguments.replicas
     print(HEADER.format(replicas=replicas))
     for seed, (name, (case, settings)) in enumerate(CASES.items(), start=1):
         found = cover(case, replicas=replicas, seed=seed, samples=1000, **settings)
@@ -254,11 +301,20 @@ def main():
             f"| {j[np.abs(b).argmax()]:+.2f} | {found.freedom:.0f} | {found.refused} |",
             flush=True,
         )
+    if arguments.run is None:
+        return
+    print(RUN_HEADER)
+    for members in (1, 2, 4):
+        ratios, share, refused = parts_of_run(arguments.run, members=members, lags=20)
+        print(
+            f"| {members} | {64 // members} | {share.mean():.3f} | {share.min():.3f} "
+            f"| {ratios.mean():.3f} | {ratios.min():.3f} | {ratios.max():.3f} | {refused} |"
+        )
 
 
 HEADER = """# Coverage of 95 % intervals
 
-`python benchmarks/coverage.py --replicas {replicas}`
+`python benchmarks/coverage.py --replicas {replicas} --run runs/quickstart`
 
 Share of {replicas} independent replicas whose interval holds the exact response, after
 recalibration of a wrong score. One number of {replicas} replicas scatters by
@@ -269,6 +325,15 @@ degrees of freedom of Student's interval. refused: runs found too short for an e
 
 | case | numbers | mean | lowest | highest | all | error | bias | jackknife | dof | refused |
 |---|---|---|---|---|---|---|---|---|---|---|"""
+
+RUN_HEADER = """
+## Allen-Cahn, parts of the quickstart run against all of it
+
+R11 and R31 at lags 1 to 20, exact score, recalibrated per wavenumber; intervals from stretches of
+time of 1, 2 or 4 members of 400 time units. error: standard error over the scatter of the parts.
+
+| members | parts | covered, mean | lowest | error, mean | lowest | highest | refused |
+|---|---|---|---|---|---|---|---|"""
 
 
 if __name__ == "__main__":
