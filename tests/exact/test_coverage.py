@@ -16,38 +16,40 @@ BENCHMARK = importlib.util.module_from_spec(SPEC)
 sys.modules["coverage_benchmark"] = BENCHMARK
 SPEC.loader.exec_module(BENCHMARK)
 
-REPLICAS = 200
-LOWEST = int(binom.ppf(1e-4, REPLICAS, 0.93)) / REPLICAS
-"""What one number of true coverage 0.93 goes below once in 10,000 seeds: 0.855."""
+FIELDS = [name for name in BENCHMARK.CASES if name.startswith("field")]
+# The longest scalar run shows nothing that the two shorter ones do not.
+LINEAR = [name for name in BENCHMARK.CASES if not name.startswith("field") and "500" not in name]
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["scalar, 32 members", "scalar, 1 run of 120 tau", "scalar, 4 members of 125 tau"],
-)
-def test_intervals_cover_the_propagator_of_a_scalar(name):
-    """Score of the wrong variance; R(t) = exp(-t) (T19)."""
-    check(name)
+@pytest.mark.parametrize("name", LINEAR)
+def test_intervals_cover_the_propagator_of_linear_systems(name):
+    """Recalibration of a wrong variance, and by a 3 x 3 matrix; R(t) = expm(-A t) (T19)."""
+    check(name, replicas=200)
+
+
+def test_intervals_cover_the_propagator_of_a_field():
+    """Recalibration per wavenumber of a score that sees small scales badly."""
+    check("field 8 x 8, 32 members", replicas=50)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in BENCHMARK.CASES if "scalar" not in name])
-def test_intervals_cover_the_propagator_of_vectors_and_fields(name):
-    """Recalibration by a 3 x 3 matrix, and per wavenumber; R(t) = expm(-A t) (T19)."""
-    check(name)
+@pytest.mark.parametrize("name", FIELDS)
+def test_intervals_cover_the_propagator_of_fields_at_full_size(name):
+    check(name, replicas=200)
 
 
-def check(name):
+def check(name, *, replicas):
     case, settings = BENCHMARK.CASES[name]
-    found = BENCHMARK.cover(case, replicas=REPLICAS, seed=11, samples=200, **settings)
-    # All numbers together scatter by less than the 0.015 of one.
+    found = BENCHMARK.cover(case, replicas=replicas, seed=11, samples=200, **settings)
+    # All numbers together scatter less than one of them does: 0.015 for 200 replicas.
     assert 0.90 <= found.pointwise.mean() <= 0.98
-    assert found.pointwise.min() >= LOWEST
-    # 4 standard errors of a share of 200, from 0.95.
-    assert abs(found.joint - 0.95) < 4 * np.sqrt(0.95 * 0.05 / REPLICAS)
-    # A standard deviation of 200 values is known to 5 %; 4 of them.
-    assert (np.abs(found.error_ratio - 1) < 0.2).all()
-    assert found.refused <= 0.05 * REPLICAS
+    # What one number of true coverage 0.93 goes below once in 10,000 seeds.
+    assert found.pointwise.min() >= binom.ppf(1e-4, replicas, 0.93) / replicas
+    # 4 standard errors of a share, from 0.95.
+    assert abs(found.joint - 0.95) < 4 * np.sqrt(0.95 * 0.05 / replicas)
+    # The scatter of the values is known to 1 / sqrt(2 replicas) of itself; 4 of them.
+    assert (np.abs(found.error_ratio - 1) < 4 / np.sqrt(2 * replicas)).all()
+    assert found.refused <= 0.05 * replicas
 
 
 def test_intervals_that_ignore_correlation_in_time_do_not_cover():

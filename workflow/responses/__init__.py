@@ -7,6 +7,7 @@
     recalibration  lag 0 made the identity where the score sees the mode
     resampling     resamples of members, or of stretches of time where members are few
     statistics     error bars through any statistic, distances free of noise
+    control_variates  less noise where the score is exact
     probes         what is kicked and what is watched
     divergence     div u, exact or by random probes
     directions     any u(x) of the state, and its conjugate variable

@@ -156,7 +156,8 @@ def unit_weights(units: Units, *, samples: int, seed: int) -> Floats:
         seed: of the draws.
 
     Returns:
-        `(sample, member * block)`, block fastest; every row sums to 1.
+        `(sample, member * block)`, block fastest; every row sums to 1. With `inflation` above 1
+        a weight can be a little below 0.
 
     Raises:
         UserError: fewer than 2 resamples.

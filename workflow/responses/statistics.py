@@ -1,7 +1,12 @@
 """Error bars of responses, and distances between responses that know their noise.
 
 Every statistic (recalibration, a norm, a forecast) is applied to the response of each resample
-of `resampling`. Intervals are value +- c * standard error. Pointwise c is Student's, because with
+of `resampling`. The bias that it has for being nonlinear is taken out by the jackknife: dividing
+each of N wavenumbers by its own Stein matrix leaves biases that add up over the wavenumbers of a
+pixel while their errors average out, so against the error bar of the pixel they grow as N^(1/2)
+(0.7 standard errors, coverage 86 %, on 16 x 16 points with 32 members of 16 decay times).
+
+Intervals are value +- c * standard error. Pointwise c is Student's, because with
 few independent units the error bar is itself uncertain; simultaneously over all lags and places c
 is the quantile of the largest |R_b - R| / standard error of the resamples. Both need only running
 sums over the resamples, so memory does not grow with their number, as percentiles would.
@@ -35,16 +40,18 @@ class Estimate:
     """A value with its error bar, all of one shape.
 
     Attributes:
-        value: statistic of the response of the whole ensemble.
+        value: statistic of the response of the whole ensemble, less its bias.
         standard_error: its standard deviation under resampling.
         low: lower end of the confidence interval.
         high: upper end of the confidence interval.
+        bias: what was subtracted; add it for the plain statistic.
     """
 
     value: Floats
     standard_error: Floats
     low: Floats
     high: Floats
+    bias: Floats
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,7 @@ class Jackknife:
 
     Attributes:
         bias: expectation of the value minus its limit, to first order in 1 / groups; it is what
-            a nonlinear statistic adds, and small against the standard error or the error bar is
-            not to be trusted.
+            a nonlinear statistic adds.
         standard_error: an independent check of the resampled one.
     """
 
@@ -135,8 +141,12 @@ def estimate(
         squares += (deviation**2).sum(axis=0)
     variance = (squares - total**2 / samples) / (samples - 1)
     error = np.sqrt(np.maximum(variance, 0.0))
+    bias = np.zeros_like(value)
+    if statistic is not None:
+        bias = jackknife(sums, pairs, statistic, units=units).bias
     if bands == "pointwise":
-        return with_interval(value, error, freedom=units.degrees_of_freedom, level=level)
+        freedom = units.degrees_of_freedom
+        return with_interval(value, error, bias=bias, freedom=freedom, level=level)
     # What is fixed by construction (lag 0 of a recalibrated response) has rounding for an error.
     safe = np.where(error > 1e-12 * np.abs(value).max(initial=0.0), error, np.inf)
     largest = [
@@ -144,7 +154,7 @@ def estimate(
         for deviation in _deviations(sums, pairs, apply, value, weights)
     ]
     width = critical_value(np.concatenate(largest), freedom=units.degrees_of_freedom, level=level)
-    return Estimate(value, error, value - width * error, value + width * error)
+    return _around(value - bias, error, bias, width)
 
 
 def critical_value(largest: Floats, *, freedom: float, level: float) -> float:
@@ -195,15 +205,21 @@ def jackknife(
 
 
 def with_interval(
-    value: Floats, standard_error: Floats, *, freedom: float, level: float
+    value: Floats,
+    standard_error: Floats,
+    *,
+    freedom: float,
+    level: float,
+    bias: Floats | None = None,
 ) -> Estimate:
-    """Student interval around a value, value +- t_freedom * standard_error.
+    """Student interval around a value less its bias, +- t_freedom * standard_error.
 
     Args:
         value: any shape.
         standard_error: same shape.
         freedom: degrees of freedom of the standard error, `Units.degrees_of_freedom`.
         level: coverage of the interval, between 0 and 1.
+        bias: from `jackknife`, same shape; none by default, which is right for linear statistics.
 
     Returns:
         The estimate with both ends.
@@ -212,8 +228,8 @@ def with_interval(
         UserError: a level that is no probability.
     """
     _check_level(level)
-    half_width = student.ppf(0.5 + level / 2, freedom) * standard_error
-    return Estimate(value, standard_error, value - half_width, value + half_width)
+    bias = np.zeros_like(value) if bias is None else bias
+    return _around(value - bias, standard_error, bias, float(student.ppf(0.5 + level / 2, freedom)))
 
 
 def distance(
@@ -284,6 +300,10 @@ def _deviations(
     chunk = max(1, _CHUNK_NUMBERS // max(1, sums[0, 0].size))
     for first in range(0, len(weights), chunk):
         yield apply(ratio(sums, pairs, weights[first : first + chunk])) - value
+
+
+def _around(value: Floats, error: Floats, bias: Floats, width: float) -> Estimate:
+    return Estimate(value, error, value - width * error, value + width * error, bias)
 
 
 def _itself(response: Floats) -> Floats:
