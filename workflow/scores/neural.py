@@ -61,9 +61,12 @@ class NeuralScore:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Score `(batch, field, *shape)`, 1 / units of x: C^(-1/2) s~(x~)."""
-        whitening = self.model.whitening
-        sigma = torch.tensor([self.model.process.sigma_min], dtype=x.dtype)
-        return whitening.filter(self.model(whitening.whiten(x), sigma), -0.5)
+        return self.at(x, self.model.process.sigma_min)
+
+    def at(self, x: Tensor, sigma: float) -> Tensor:
+        """Score of the density smoothed by noise of covariance sigma^2 C, at clean data."""
+        whitening, level = self.model.whitening, torch.tensor([sigma], dtype=x.dtype)
+        return whitening.filter(self.model(whitening.whiten(x), level), -0.5)
 
 
 @dataclass(frozen=True)
