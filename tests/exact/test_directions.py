@@ -416,7 +416,6 @@ def test_sensitivities_of_the_quartic_well_come_from_unperturbed_runs(
     value, error = sensitivity(
         Scalar(), parameter, quartic, observable=observable, step=0.04, window=5.5
     )
-    print(parameter, value, error, truth)
     assert 4 * error < tolerance and abs(value - truth) < tolerance
 
 
@@ -429,5 +428,4 @@ def test_sensitivities_of_a_linear_variable_to_noise_and_damping():
         value, error = sensitivity(
             system, parameter, x, observable=torch.square, step=0.1, window=4.0
         )
-        print(parameter, value, error, truth)
         assert 4 * error < 0.03 * truth and abs(value - truth) < 0.03 * truth

@@ -9,6 +9,9 @@
     divergence     div u, exact or by random probes
     directions     any u(x) of the state, and its conjugate variable
     parameters     changed parameters of the drift and of the noise
+    checks         a line of a report that can fail
+    diagnostics    identities of score, drift and stationarity
+    langevin       whether a score keeps its own data
 
 Labelled (xarray) outside, array kernels inside.
 """
