@@ -86,11 +86,11 @@ def worst(
         return Check(name, math.nan, math.nan, math.nan, math.inf, False, NOT_FINITE)
     deviation = difference.mean(0)
     error = np.sqrt(difference.var(0, ddof=1) / units + np.square(allowance).reshape(-1))
-    # Without scatter there is no error bar: rounding where the entry is zero by symmetry, and
-    # plainly wrong otherwise (a score that is zero).
+    # Without scatter there is no error bar. Such an entry is fixed by symmetry, to the rounding of
+    # float32 data, and says nothing; or it is plainly wrong (a score that is zero).
     scale = max(float(np.abs(values).max()), float(np.abs(target).max()), 1e-300)
-    known = error > 1e-12 * scale
-    plain = np.where(np.abs(deviation) > 1e-9 * scale, math.inf, 0.0)
+    known = error > 1e-7 * scale
+    plain = np.where(np.abs(deviation) > 1e-5 * scale, math.inf, 0.0)
     ratio = np.where(known, np.abs(deviation) / np.where(known, error, 1.0), plain)
     at = int(ratio.argmax())
     return judge(
