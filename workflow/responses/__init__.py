@@ -17,6 +17,9 @@
     impulses       a labelled response and its resamples through any linear map
     quadrature     integrals over the lag as weights
     times          even time axes, dates and units
+    checks         a line of a report that can fail
+    diagnostics    identities of score, drift and stationarity
+    langevin       whether a score keeps its own data
 
 Labelled (xarray) outside, array kernels inside.
 """

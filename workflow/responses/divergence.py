@@ -23,8 +23,9 @@ Seed = int | Sequence[int]
 EXACT_COMPONENTS = 64
 """Most numbers of a state for which a divergence is the full trace, one derivative for each."""
 
-DEFAULT_PROBES = 8
-"""Random probes of a divergence beyond that; their noise averages out over samples."""
+DEFAULT_PROBES = 4
+"""Random probes of a divergence beyond that. B varies from sample to sample as much as one probe of
+it does, so more samples buy more than more probes."""
 
 
 def divergence(
@@ -39,7 +40,7 @@ def divergence(
     Args:
         u: function in torch operations, each sample by itself.
         x: states `(batch, field, *shape)`.
-        probes: number of probes; the default is none (exact) for small states and 8 for others.
+        probes: number of probes; the default is none (exact) for small states and 4 for others.
         seed: of the probes, which also depend on the place of a sample in the batch.
 
     Returns:

@@ -66,10 +66,14 @@ class NeuralScore:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Score `(batch, field, *shape)`, 1 / units of x, from that of the whitened field."""
+        return self.at(x, self.model.process.sigma_min)
+
+    def at(self, x: Tensor, sigma: float) -> Tensor:
+        """Score of the density smoothed by noise of covariance sigma^2 C, at clean data."""
         whitening = self.model.whitening
         white = whitening.whiten(x).to(next(self.model.parameters()).dtype)
-        sigma = torch.tensor([self.model.process.sigma_min], dtype=white.dtype)
-        return whitening.score_from_white(self.model(white, sigma).to(x.dtype))
+        level = torch.tensor([sigma], dtype=white.dtype)
+        return whitening.score_from_white(self.model(white, level).to(x.dtype))
 
 
 @dataclass(frozen=True)
