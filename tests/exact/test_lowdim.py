@@ -266,6 +266,30 @@ def test_scalar_moment_responses_are_the_fokker_planck_ones(members, saves):
         assert np.abs(response - GAUSSIAN[n]).max() <= {1: 0.02, 2: 0.05}[n]
 
 
+def test_double_well_sensitivities_follow_from_the_unperturbed_run():
+    """d<A>/d theta is the integral over the lag of <A(t) B(0)>, B = -du/dx - u s, u = dF/d theta.
+
+    d P(x > 2) / dF = 0.00988 and d<x> / db = 0.6806 are quadratures of the exact density. Every
+    step is saved: the response of a probability falls as the root of the lag at first, and a
+    trapezoid of spacing 0.2 was measured to give 0.0115. By symmetry both tails are used.
+    """
+    x = run(DOUBLE_WELL, members=2000, spinup=400, saves=3000, every=1, seed=12)[..., 0]
+    s = DOUBLE_WELL.exact_score(x[..., None])[..., 0]
+    cases = [
+        (0.5 * ((x > 2).double() - (x < -2).double()), -s, 0.00988),
+        (x, -2 * x - x**2 * s, 0.6806),
+    ]
+    for a, b, expected in cases:
+        correlation = LagCorrelation(
+            (), max_lag=300, length=x.shape[1], x_mean=a.mean().item(), s_mean=b.mean().item()
+        )
+        correlation.add(a, b)
+        per_member = -np.trapezoid(correlation.result(), dx=DOUBLE_WELL.dt, axis=1)
+        error = per_member.std(ddof=1) / len(per_member) ** 0.5
+        assert within(per_member.mean(), expected, error)
+        assert error <= 0.05 * expected
+
+
 # Triad
 
 
