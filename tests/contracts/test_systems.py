@@ -8,7 +8,7 @@ import torch
 from workflow.dynamics import SYSTEMS, build_system, parameters_of
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 from workflow.dynamics.spectral import SpectralSPDE
-from workflow.interfaces import System, UserError
+from workflow.interfaces import HasDrift, HasExactResponse, HasExactScore, System, UserError
 
 torch.set_num_threads(1)
 
@@ -61,6 +61,27 @@ def test_every_system_has_the_promised_shapes(specification, dtype):
     assert {k: (v.shape, v.dtype) for k, v in state.items()} == {
         k: (v.shape, v.dtype) for k, v in stepped.items()
     }
+
+
+@both_precisions
+@every_system
+def test_what_a_system_knows_of_itself_has_the_promised_shapes(specification, dtype):
+    """Stages ask for the optional protocols and hand the answers on without looking."""
+    system = build_system(specification)
+    x = system.observe(start(system, range(3), dtype))
+    answers = []
+    if isinstance(system, HasExactScore):
+        answers.append((system.exact_score(x), x.shape))
+    if isinstance(system, HasDrift):
+        answers += [(system.drift(x), x.shape), (system.noise_covariance(x, x), x.shape)]
+    if isinstance(system, HasExactResponse):
+        count = len(system.fields)
+        pair = (count, count) if count > 1 else ()
+        response = system.exact_response(torch.tensor([0.0, 0.5], dtype=dtype))
+        answers.append((response, (2, *pair, *system.shape)))
+    for answer, shape in answers:
+        assert answer.shape == shape and answer.dtype == dtype
+        assert torch.isfinite(answer).all()
 
 
 @both_precisions
@@ -166,6 +187,12 @@ def test_an_impossible_value_is_refused():
     """A nan would spread through the whole ensemble before anyone looks."""
     for value in (0.0, -1.0, float("nan"), float("inf")):
         assert "system.dt" in refusal({"kind": "allen_cahn", "dt": value})
+
+
+def test_a_linear_system_that_runs_away_is_refused():
+    """It has no stationary state, so there is nothing to respond."""
+    message = refusal({"kind": "linear", "matrix": [[-1.0]], "noise": [[1.0]]})
+    assert "system" in message and "eigenvalue of real part -1" in message
 
 
 def test_an_unknown_kind_is_refused_with_what_is_known():

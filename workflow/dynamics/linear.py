@@ -96,7 +96,8 @@ class Linear(LowDimensional):
     def exact_response(self, lag: Tensor) -> Tensor:
         """exp(-A lag), `(lag, field, field)`: responding variable, kicked variable."""
         a = torch.tensor(self.matrix, dtype=lag.dtype, device=lag.device)
-        return torch.linalg.matrix_exp(-lag.reshape(-1, 1, 1) * a)
+        response = torch.linalg.matrix_exp(-lag.reshape(-1, 1, 1) * a)
+        return response if len(a) > 1 else response.flatten()
 
 
 class _Matrices(NamedTuple):

