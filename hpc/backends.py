@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import warnings
@@ -11,10 +12,20 @@ from typing import Any
 
 import dask
 import distributed
+from distributed.core import Status
+from tornado.ioloop import IOLoop, PeriodicCallback
 
+from hpc.errors import MachineError
+from hpc.logs import LogFile
 from hpc.rank import ONE_THREAD
 
-LOGGERS = ("distributed", "bokeh", "tornado")
+LOGGERS = ("distributed", "bokeh", "tornado", "asyncio")
+
+BIRTH = 120.0
+"""Seconds within which one of the first workers must be there."""
+
+REVIVAL = 1.0
+"""Seconds between looks for workers that are gone for good."""
 
 
 @contextlib.contextmanager
@@ -53,19 +64,76 @@ def open_client(
 def local_client(
     workers: int, *, memory: str, threads: int, log_dir: Path | None
 ) -> Iterator[distributed.Client]:
-    """Worker processes of this machine, restarted when they die; arguments as `open_client`."""
-    with (
-        quiet_dask(log_dir, environment=ONE_THREAD | {"OMP_NUM_THREADS": str(threads)}),
-        distributed.LocalCluster(
-            n_workers=workers,
-            threads_per_worker=threads,
-            memory_limit=memory,
-            processes=True,
-            dashboard_address=None,
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    """Worker processes of this machine, replaced when they die; arguments as `open_client`.
+
+    Raises:
+        MachineError: no worker could be started.
+    """
+    environment = ONE_THREAD | {"OMP_NUM_THREADS": str(threads)}
+    with quiet_dask(log_dir, environment=environment), contextlib.ExitStack() as stack:
+        try:
+            # Started without workers: one that dies at birth would fail the whole cluster.
+            cluster = distributed.LocalCluster(
+                n_workers=0,
+                threads_per_worker=threads,
+                memory_limit=memory,
+                processes=True,
+                dashboard_address=None,
+                death_timeout=BIRTH,
+            )
+            stack.callback(_close, cluster)
+            client = distributed.Client(cluster)
+            stack.callback(_close, client)
+            stack.enter_context(_kept_at(cluster, workers))
+            _wait_for_workers(client, workers)
+        except (OSError, RuntimeError, TimeoutError) as error:
+            where = f"; see {log_dir / 'dask.log'}" if log_dir else ""
+            raise MachineError(
+                f"no Dask worker could be started ({_one_line(error)}){where}; "
+                "run the same command again"
+            ) from error
         yield client
+
+
+@contextlib.contextmanager
+def _kept_at(cluster: distributed.LocalCluster, workers: int) -> Iterator[None]:
+    """Keep that many workers, also when one dies while it starts: Dask gives that one up."""
+
+    def revive() -> None:
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.status in (Status.closed, Status.failed):
+                del cluster.workers[name]
+        cluster.scale(workers)
+
+    loop, ticks = cluster.loop or IOLoop.current(), PeriodicCallback(revive, REVIVAL * 1000)
+    cluster.scale(workers)
+    loop.add_callback(ticks.start)
+    try:
+        yield
+    finally:
+        loop.add_callback(ticks.stop)
+
+
+def _wait_for_workers(client: distributed.Client, workers: int) -> None:
+    try:
+        client.wait_for_workers(workers, timeout=BIRTH)
+    except TimeoutError:
+        if not client.nthreads():
+            raise
+
+
+def _close(opened: distributed.Client | distributed.LocalCluster) -> None:
+    """Close what has done its work; all results are on disk, so a failure costs nothing."""
+    try:
+        opened.close()
+    except (Exception, asyncio.CancelledError):
+        logging.getLogger("distributed").exception("closing failed")
+        if isinstance(opened, distributed.LocalCluster):
+            opened.shutdown_on_close = False  # not once more as the interpreter ends
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 Backend = Callable[..., contextlib.AbstractContextManager[distributed.Client]]
@@ -86,7 +154,7 @@ def quiet_dask(log_dir: Path | None, *, environment: Mapping[str, str]) -> Itera
     if log_dir is not None:
         log_dir.mkdir(parents=True, exist_ok=True)
         handler = {
-            "class": "logging.FileHandler",
+            "class": f"{LogFile.__module__}.{LogFile.__qualname__}",
             "filename": str((log_dir / "dask.log").resolve()),
             "formatter": "line",
         }
@@ -125,7 +193,7 @@ def _loggers(handler: Mapping[str, str]) -> Iterator[None]:
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     own: logging.Handler = logging.NullHandler()
     if "filename" in handler:
-        own = logging.FileHandler(handler["filename"])
+        own = LogFile(handler["filename"])
         own.setFormatter(logging.Formatter(_logging(handler)["formatters"]["line"]["format"]))
     for logger in loggers:
         logger.handlers, logger.propagate = [own], False
