@@ -21,6 +21,8 @@ from hpc.rank import ONE_THREAD
 
 LOGGERS = ("distributed", "bokeh", "tornado", "asyncio")
 
+CHILDREN = tuple(f"{name}." for name in LOGGERS)
+
 BIRTH = 120.0
 """Seconds within which one of the first workers must be there."""
 
@@ -189,7 +191,9 @@ def _logging(handler: Mapping[str, str]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _loggers(handler: Mapping[str, str]) -> Iterator[None]:
     """The same for the loggers of this process, put back afterwards."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
+    # Dask gives some children, as tornado.application, handlers of their own.
+    names = [*LOGGERS, *(n for n in logging.root.manager.loggerDict if n.startswith(CHILDREN))]
+    loggers = [logging.getLogger(name) for name in names]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     own: logging.Handler = logging.NullHandler()
     if "filename" in handler:

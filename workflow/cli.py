@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hpc.errors import TRY_AGAIN, MachineError
+from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
 from workflow.interfaces import UserError
 from workflow.progress import Progress
 
@@ -56,7 +56,11 @@ def _go(
 
     run = open_run(source, runs, settings or [])
     with Progress(quiet=quiet or as_json, verbose=verbose) as progress:
-        run_stages(run, stages or ALL, command=" ".join(sys.argv), notify=progress)
+        try:
+            run_stages(run, stages or ALL, command=" ".join(sys.argv), notify=progress)
+        except CorruptBlock as error:
+            cure = f"mend with: gfdt repair {run.folder}"
+            raise CorruptBlock(f"{error}; {cure}, then run again") from error
     page = run.folder / "report" / "index.html"
     done = stages is None or "report" in stages
     line = f"report: {page.resolve()}" if done else f"run: {run.folder.resolve()}"
@@ -199,7 +203,7 @@ def doctor(
 def _tell_problems(
     run: Run, problems: list[Problem], as_json: bool, verbose: int, quiet: bool
 ) -> None:
-    from workflow.stages.health import LEDGERS
+    from workflow.stages.pipeline import LEDGERS
 
     lines = [f"{p.block}: {p.path}: {p.what}" for p in problems]
     if verbose:

@@ -1,6 +1,7 @@
 """Chains of tasks on workers that die, and workers of a driver that dies."""
 
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -161,8 +162,11 @@ def newborns_killed(count):
         killer.join()
 
 
-def test_workers_that_die_at_birth_are_replaced(capfd, log_dir):
+def test_workers_that_die_at_birth_are_replaced(monkeypatch, capfd, log_dir):
     """Dask alone fails the whole cluster, or goes on for ever without that worker."""
+    # As Dask sets it up outside pytest.
+    loud = [logging.StreamHandler(sys.stderr)]
+    monkeypatch.setattr(logging.getLogger("tornado.application"), "handlers", loud)
     with newborns_killed(3) as killed, open_client("local", workers=2, log_dir=log_dir) as client:
         assert len(client.nthreads()) == 2
         pids = client.run(os.getpid).values()

@@ -44,8 +44,8 @@ TINY = {
 }
 STORES = ("ensemble", "perturbed", "scores", "correlations", "response")
 DECKS = {
-    True: ["rank", "rank", "launcher", "launcher", "driver"],  # while there are ranks
-    False: ["worker", "worker", "worker", "worker", "driver", "driver"],
+    True: ["rank", "rank", "launcher", "driver"],  # while there are ranks
+    False: ["worker", "worker", "worker", "driver"],
 }
 """What is killed, in random order."""
 LAUNCHERS = ("mpiexec", "mpiexec.hydra", "mpirun", "prterun", "hydra_pmi_proxy")
@@ -191,7 +191,7 @@ def test_killing_any_process_at_any_time_does_not_change_a_bit(finished, work):
     """Blocks are absent or complete, and every number is a function of its name."""
     kills = _run_and_kill(work, random.Random(20240201), runs="killed")
     assert kills["driver"] and kills["worker"] and kills["rank"] and kills["launcher"], kills
-    assert kills.total() >= 8, kills
+    assert kills.total() >= 6, kills
     killed = work / "killed" / "tiny"
     assert chunks(killed, *STORES) == chunks(finished, *STORES)
     last = "score/step-00000060.pt"

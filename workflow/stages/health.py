@@ -9,7 +9,7 @@ from typing import Any
 from hpc.checks import check_machine
 from hpc.ledger import Problem
 from workflow.runs import Run, cores, versions, wall_times
-from workflow.stages.pipeline import expected_blocks
+from workflow.stages.pipeline import LEDGERS, expected_blocks
 
 
 def status(run: Run) -> dict[str, Any]:
@@ -30,9 +30,6 @@ def status(run: Run) -> dict[str, Any]:
         "wall_seconds": wall_times(run),
         "report": str(page) if page.is_file() else None,
     }
-
-
-LEDGERS = ("simulate", "direct", "train", "evaluate", "respond")
 
 
 def verify(run: Run, *, repair: bool = False) -> list[Problem]:
