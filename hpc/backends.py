@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -108,6 +109,8 @@ def _kept_at(cluster: distributed.LocalCluster, workers: int) -> Iterator[None]:
         cluster.scale(workers)
 
     loop, ticks = cluster.loop or IOLoop.current(), PeriodicCallback(revive, REVIVAL * 1000)
+    # Ctrl-C reaches all processes of a terminal; workers inherit the mask, leave it to the driver.
+    loop.add_callback(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
     cluster.scale(workers)
     loop.add_callback(ticks.start)
     try:
@@ -161,15 +164,19 @@ def quiet_dask(log_dir: Path | None, *, environment: Mapping[str, str]) -> Itera
             "formatter": "line",
         }
     settings = {
-        "distributed.nanny.pre-spawn-environ": dict(environment),
+        "distributed.nanny.pre-spawn-environ": {
+            **environment,
+            # Workers set up their logging as they import Dask, before they get these settings.
+            "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(
+                {"distributed": {"logging": _logging(handler)}}
+            ),
+        },
         # A block that dies with its worker is innocent until it has killed 100.
         "distributed.scheduler.allowed-failures": 100,
         # A worker that holds the interpreter lock for minutes is busy, not lost.
         "distributed.scheduler.worker-ttl": "30 minutes",
         "distributed.comm.timeouts.connect": "60s",
         "distributed.admin.tick.limit": "1 minute",
-        # Read by every worker process as it starts.
-        "distributed.logging": _logging(handler),
     }
     with dask.config.set(settings), _loggers(handler), warnings.catch_warnings():
         # Two runs on one machine are no mistake; Dask takes another port by itself.
