@@ -8,6 +8,7 @@ import logging
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +110,9 @@ def _kept_at(cluster: distributed.LocalCluster, workers: int) -> Iterator[None]:
         cluster.scale(workers)
 
     loop, ticks = cluster.loop or IOLoop.current(), PeriodicCallback(revive, REVIVAL * 1000)
-    # Ctrl-C reaches all processes of a terminal; workers inherit the mask, leave it to the driver.
+    # Ctrl-C reaches all processes of a terminal; workers inherit the mask and leave it to the
+    # driver. The interpreter's tracker must run before, for starting it unblocks SIGINT.
+    resource_tracker.ensure_running()
     loop.add_callback(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
     cluster.scale(workers)
     loop.add_callback(ticks.start)
