@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
 import dask
 import distributed
+from distributed.core import Status
+from tornado.ioloop import IOLoop, PeriodicCallback
 
+from hpc.errors import MachineError
+from hpc.logs import LogFile
 from hpc.rank import ONE_THREAD
 
-LOGGERS = ("distributed", "bokeh", "tornado")
+LOGGERS = ("distributed", "bokeh", "tornado", "asyncio")
+
+CHILDREN = tuple(f"{name}." for name in LOGGERS)
+
+BIRTH = 120.0
+"""Seconds within which one of the first workers must be there."""
+
+REVIVAL = 1.0
+"""Seconds between looks for workers that are gone for good."""
 
 
 @contextlib.contextmanager
@@ -53,19 +68,80 @@ def open_client(
 def local_client(
     workers: int, *, memory: str, threads: int, log_dir: Path | None
 ) -> Iterator[distributed.Client]:
-    """Worker processes of this machine, restarted when they die; arguments as `open_client`."""
-    with (
-        quiet_dask(log_dir, environment=ONE_THREAD | {"OMP_NUM_THREADS": str(threads)}),
-        distributed.LocalCluster(
-            n_workers=workers,
-            threads_per_worker=threads,
-            memory_limit=memory,
-            processes=True,
-            dashboard_address=None,
-        ) as cluster,
-        distributed.Client(cluster) as client,
-    ):
+    """Worker processes of this machine, replaced when they die; arguments as `open_client`.
+
+    Raises:
+        MachineError: no worker could be started.
+    """
+    environment = ONE_THREAD | {"OMP_NUM_THREADS": str(threads)}
+    with quiet_dask(log_dir, environment=environment), contextlib.ExitStack() as stack:
+        try:
+            # Started without workers: one that dies at birth would fail the whole cluster.
+            cluster = distributed.LocalCluster(
+                n_workers=0,
+                threads_per_worker=threads,
+                memory_limit=memory,
+                processes=True,
+                dashboard_address=None,
+                death_timeout=BIRTH,
+            )
+            stack.callback(_close, cluster)
+            client = distributed.Client(cluster)
+            stack.callback(_close, client)
+            stack.enter_context(_kept_at(cluster, workers))
+            _wait_for_workers(client, workers)
+        except (OSError, RuntimeError, TimeoutError) as error:
+            where = f"; see {log_dir / 'dask.log'}" if log_dir else ""
+            raise MachineError(
+                f"no Dask worker could be started ({_one_line(error)}){where}; "
+                "run the same command again"
+            ) from error
         yield client
+
+
+@contextlib.contextmanager
+def _kept_at(cluster: distributed.LocalCluster, workers: int) -> Iterator[None]:
+    """Keep that many workers, also when one dies while it starts: Dask gives that one up."""
+
+    def revive() -> None:
+        for name, nanny in list(cluster.workers.items()):
+            if nanny.status in (Status.closed, Status.failed):
+                del cluster.workers[name]
+        cluster.scale(workers)
+
+    loop, ticks = cluster.loop or IOLoop.current(), PeriodicCallback(revive, REVIVAL * 1000)
+    # Ctrl-C reaches all processes of a terminal; workers inherit the mask and leave it to the
+    # driver. The interpreter's tracker must run before, for starting it unblocks SIGINT.
+    resource_tracker.ensure_running()
+    loop.add_callback(signal.pthread_sigmask, signal.SIG_BLOCK, {signal.SIGINT})
+    cluster.scale(workers)
+    loop.add_callback(ticks.start)
+    try:
+        yield
+    finally:
+        loop.add_callback(ticks.stop)
+
+
+def _wait_for_workers(client: distributed.Client, workers: int) -> None:
+    try:
+        client.wait_for_workers(workers, timeout=BIRTH)
+    except TimeoutError:
+        if not client.nthreads():
+            raise
+
+
+def _close(opened: distributed.Client | distributed.LocalCluster) -> None:
+    """Close what has done its work; all results are on disk, so a failure costs nothing."""
+    try:
+        opened.close()
+    except (Exception, asyncio.CancelledError):
+        logging.getLogger("distributed").exception("closing failed")
+        if isinstance(opened, distributed.LocalCluster):
+            opened.shutdown_on_close = False  # not once more as the interpreter ends
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 Backend = Callable[..., contextlib.AbstractContextManager[distributed.Client]]
@@ -86,20 +162,24 @@ def quiet_dask(log_dir: Path | None, *, environment: Mapping[str, str]) -> Itera
     if log_dir is not None:
         log_dir.mkdir(parents=True, exist_ok=True)
         handler = {
-            "class": "logging.FileHandler",
+            "class": f"{LogFile.__module__}.{LogFile.__qualname__}",
             "filename": str((log_dir / "dask.log").resolve()),
             "formatter": "line",
         }
     settings = {
-        "distributed.nanny.pre-spawn-environ": dict(environment),
+        "distributed.nanny.pre-spawn-environ": {
+            **environment,
+            # Workers set up their logging as they import Dask, before they get these settings.
+            "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(
+                {"distributed": {"logging": _logging(handler)}}
+            ),
+        },
         # A block that dies with its worker is innocent until it has killed 100.
         "distributed.scheduler.allowed-failures": 100,
         # A worker that holds the interpreter lock for minutes is busy, not lost.
         "distributed.scheduler.worker-ttl": "30 minutes",
         "distributed.comm.timeouts.connect": "60s",
         "distributed.admin.tick.limit": "1 minute",
-        # Read by every worker process as it starts.
-        "distributed.logging": _logging(handler),
     }
     with dask.config.set(settings), _loggers(handler), warnings.catch_warnings():
         # Two runs on one machine are no mistake; Dask takes another port by itself.
@@ -121,11 +201,13 @@ def _logging(handler: Mapping[str, str]) -> dict[str, Any]:
 @contextlib.contextmanager
 def _loggers(handler: Mapping[str, str]) -> Iterator[None]:
     """The same for the loggers of this process, put back afterwards."""
-    loggers = [logging.getLogger(name) for name in LOGGERS]
+    # Dask gives some children, as tornado.application, handlers of their own.
+    names = [*LOGGERS, *(n for n in logging.root.manager.loggerDict if n.startswith(CHILDREN))]
+    loggers = [logging.getLogger(name) for name in names]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     own: logging.Handler = logging.NullHandler()
     if "filename" in handler:
-        own = logging.FileHandler(handler["filename"])
+        own = LogFile(handler["filename"])
         own.setFormatter(logging.Formatter(_logging(handler)["formatters"]["line"]["format"]))
     for logger in loggers:
         logger.handlers, logger.propagate = [own], False

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
+import contextlib
+import math
 import queue
 import time
 from collections import Counter, deque
@@ -10,12 +14,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import distributed
+from distributed.comm import CommClosedError
 
 from hpc.errors import MachineError
 from hpc.ledger import Receipt
 
 POLL = 1.0
 """Seconds between looks at the number of workers, which may grow and shrink."""
+
+LOST = (
+    CommClosedError,
+    TimeoutError,
+    asyncio.CancelledError,
+    concurrent.futures.CancelledError,
+)
+"""What Dask raises here when its scheduler or all holders of a result are gone."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,7 @@ def run_chains(
     on_receipt: Callable[[Receipt], None],
     attempts: int = 3,
     backlog: int = 2,
+    patience: float = 300.0,
 ) -> None:
     """Run every task of every chain, a chain's tasks in order, different chains in parallel.
 
@@ -72,19 +86,20 @@ def run_chains(
         on_receipt: called here, in this thread, once for each finished task.
         attempts: how often one block may fail before the run stops.
         backlog: tasks handed out beyond one for each worker, so that none waits for the driver.
+        patience: seconds without any worker after which the run stops.
 
     Raises:
-        MachineError: a block failed `attempts` times; names the block and its last error.
+        MachineError: a block failed `attempts` times (names the block and its last error), or
+            Dask lost its scheduler or all workers for good.
         Exception: what `function` raised, at once, when a repetition would raise it again: a
             ValueError, a MachineError or anything with an `exit_code`.
     """
     state = _Chains(chains, deque((i, 0) for i, chain in enumerate(chains) if chain))
     finished: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
-    workers, counted = _workers(client), time.monotonic()
+    crew = _Crew(client, patience)
     try:
         while state.turns or state.flying:
-            if time.monotonic() - counted > POLL:
-                workers, counted = _workers(client), time.monotonic()
+            workers = crew.count()
             while state.turns and len(state.flying) < workers + backlog:
                 turn = state.turns.popleft()
                 task = state.task(turn)
@@ -95,17 +110,45 @@ def run_chains(
                 future = finished.get(timeout=POLL)
             except queue.Empty:
                 continue
-            _collect(future, state, on_receipt=on_receipt, attempts=attempts)
+            _collect(future, state, on_receipt=on_receipt, attempts=attempts, patience=patience)
             del future  # the result leaves the cluster with its last reference
+    except LOST as error:
+        raise MachineError(
+            f"lost the Dask scheduler or its workers ({type(error).__name__}); "
+            "run the same command again"
+        ) from error
     finally:
         if state.flying and client.status == "running":
-            client.cancel(list(state.flying), force=True)
+            with contextlib.suppress(*LOST):
+                client.cancel(list(state.flying), force=True)
 
 
-def _workers(client: distributed.Client) -> int:
-    if client.status != "running":
-        raise MachineError("the Dask scheduler is gone; run the same command again")
-    return len(client.nthreads())
+class _Crew:
+    """The number of workers, looked up now and then."""
+
+    def __init__(self, client: distributed.Client, patience: float) -> None:
+        self._client, self._patience = client, patience
+        self._workers, self._looked, self._seen = 0, -math.inf, time.monotonic()
+
+    def count(self) -> int:
+        """Workers that are there.
+
+        Raises:
+            MachineError: the scheduler is gone, or no worker came for too long.
+        """
+        now = time.monotonic()
+        if now - self._looked < POLL:
+            return self._workers
+        if self._client.status != "running":
+            raise MachineError("the Dask scheduler is gone; run the same command again")
+        self._workers, self._looked = len(self._client.nthreads()), now
+        if self._workers:
+            self._seen = now
+        elif now - self._seen > self._patience:
+            raise MachineError(
+                f"no Dask worker for {self._patience:g} s; run the same command again"
+            )
+        return self._workers
 
 
 def _collect(
@@ -114,12 +157,14 @@ def _collect(
     *,
     on_receipt: Callable[[Receipt], None],
     attempts: int,
+    patience: float,
 ) -> None:
     turn = state.flying.pop(future)
     task = state.task(turn)
     error = _error(future)
     if error is None:
-        on_receipt(future.result())
+        # If its worker died with the result, the block is made again; not for ever.
+        on_receipt(future.result(timeout=patience))
         state.advance(turn)
         return
     if isinstance(error, ValueError) or hasattr(error, "exit_code"):

@@ -7,6 +7,7 @@ crc32c; nothing is compressed. A bare `xr.open_zarr(path)` opens the result.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -42,6 +43,7 @@ __all__ = [
     "create_store",
     "open_store",
     "read_block",
+    "telling_damage",
     "write_block",
 ]
 
@@ -168,6 +170,26 @@ def open_store(path: Path | str) -> xr.Dataset:
         except (OSError, KeyError, ValueError) as error:
             line = (str(error).splitlines() or [type(error).__name__])[0]
             raise StoreError(f"cannot open {path}: {line}") from error
+
+
+@contextlib.contextmanager
+def telling_damage(folder: Path) -> Iterator[None]:
+    """Turn a failed checksum of lazily read data (`open_store`) into one line.
+
+    Args:
+        folder: where the stores are, for the message.
+
+    Raises:
+        CorruptBlock: data that was read is not what was written.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if not str(error).startswith("Stored and computed checksum do not match"):
+            raise
+        raise CorruptBlock(
+            f"{folder}: data is damaged, the checksum of a chunk does not match"
+        ) from error
 
 
 def _open(path: Path, variable: str) -> _Handle:

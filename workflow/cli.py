@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hpc.errors import TRY_AGAIN, MachineError
+from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
 from workflow.interfaces import UserError
 from workflow.progress import Progress
+
+if TYPE_CHECKING:
+    from hpc.ledger import Problem
+    from workflow.runs import Run
 
 app = typer.Typer(
     add_completion=False,
@@ -45,144 +51,122 @@ def _go(
 ) -> None:
     from workflow.runs import open_run
     from workflow.stages.health import status as status_of
-    from workflow.stages.pipeline import STAGES, run_stages
+    from workflow.stages.pipeline import STAGES as ALL
+    from workflow.stages.pipeline import run_stages
 
     run = open_run(source, runs, settings or [])
     with Progress(quiet=quiet or as_json, verbose=verbose) as progress:
-        run_stages(run, stages or STAGES, command=" ".join(sys.argv), notify=progress)
-    if as_json:
-        _print(status_of(run))
-    elif not quiet:
-        page = run.folder / "report" / "index.html"
-        done = "report" in (stages or STAGES)
-        typer.echo(f"report: {page.resolve()}" if done else f"run: {run.folder.resolve()}")
+        try:
+            run_stages(run, stages or ALL, command=" ".join(sys.argv), notify=progress)
+        except CorruptBlock as error:
+            cure = f"mend with: gfdt repair {run.folder}"
+            raise CorruptBlock(f"{error}; {cure}, then run again") from error
+    page = run.folder / "report" / "index.html"
+    done = stages is None or "report" in stages
+    line = f"report: {page.resolve()}" if done else f"run: {run.folder.resolve()}"
+    _tell(status_of(run) if as_json else None, [line], as_json, quiet)
 
 
-@app.command()
-def run(
-    experiment: Source,
-    settings: Settings = None,
-    runs: Runs = HERE,
-    as_json: Json = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-) -> None:
-    """All stages of an experiment; finished work is skipped, so the same command resumes."""
-    _go(experiment, None, settings, runs, as_json, verbose, quiet)
+STAGES = {
+    "run": "All stages of an experiment; finished work is skipped, so the same command resumes.",
+    "simulate": "The ensemble, and the paired perturbed runs.",
+    "train": "The score, on MPI ranks.",
+    "evaluate": "Every score estimator on the ensemble.",
+    "respond": "Responses with error bars.",
+    "report": "Pictures, index.html and summary.json.",
+}
+"""Help of the commands that make something; `run` makes all, the others one stage each."""
 
 
-@app.command()
-def simulate(
-    experiment: Source,
-    settings: Settings = None,
-    runs: Runs = HERE,
-    as_json: Json = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-) -> None:
-    """The ensemble, and the paired perturbed runs."""
-    _go(experiment, ("simulate",), settings, runs, as_json, verbose, quiet)
+def _stage_command(name: str) -> Callable[..., None]:
+    stages = None if name == "run" else (name,)
+
+    def command(
+        experiment: Source,
+        settings: Settings = None,
+        runs: Runs = HERE,
+        as_json: Json = False,
+        verbose: Verbose = 0,
+        quiet: Quiet = False,
+    ) -> None:
+        _go(experiment, stages, settings, runs, as_json, verbose, quiet)
+
+    return command
 
 
-@app.command()
-def train(
-    experiment: Source,
-    settings: Settings = None,
-    runs: Runs = HERE,
-    as_json: Json = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-) -> None:
-    """The score, on MPI ranks."""
-    _go(experiment, ("train",), settings, runs, as_json, verbose, quiet)
-
-
-@app.command()
-def evaluate(
-    experiment: Source,
-    settings: Settings = None,
-    runs: Runs = HERE,
-    as_json: Json = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-) -> None:
-    """Every score estimator on the ensemble."""
-    _go(experiment, ("evaluate",), settings, runs, as_json, verbose, quiet)
-
-
-@app.command()
-def respond(
-    experiment: Source,
-    settings: Settings = None,
-    runs: Runs = HERE,
-    as_json: Json = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-) -> None:
-    """Responses with error bars."""
-    _go(experiment, ("respond",), settings, runs, as_json, verbose, quiet)
-
-
-@app.command()
-def report(
-    experiment: Source,
-    settings: Settings = None,
-    runs: Runs = HERE,
-    as_json: Json = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-) -> None:
-    """Pictures, index.html and summary.json."""
-    _go(experiment, ("report",), settings, runs, as_json, verbose, quiet)
+for _name, _help in STAGES.items():
+    app.command(_name, help=_help)(_stage_command(_name))
 
 
 @app.command()
 def plan(
-    experiment: Source, settings: Settings = None, runs: Runs = HERE, as_json: Json = False
+    experiment: Source,
+    settings: Settings = None,
+    runs: Runs = HERE,
+    as_json: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Sizes, files and core-hours; writes nothing."""
     from workflow.runs import open_run
     from workflow.stages.plan import plan as plan_of
 
     found = plan_of(open_run(experiment, runs, settings or []))
-    if as_json:
-        _print(found)
-        return
+    lines = []
     for key, value in found.items():
         text = f"{value / 2**20:.1f} MiB" if "bytes" in key else str(value)
-        typer.echo(f"{key.replace('_', ' '):32} {text}")
+        lines.append(f"{key.replace('_', ' '):32} {text}")
+    _tell(found, lines, as_json, quiet)
 
 
 @app.command()
-def status(name: Name, runs: Runs = HERE, as_json: Json = False) -> None:
+def status(
+    name: Name,
+    runs: Runs = HERE,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
     """How far a run is, from its files."""
     from workflow.runs import load_run
     from workflow.stages.health import status as status_of
 
     found = status_of(load_run(name, runs))
-    if as_json:
-        _print(found)
-        return
-    typer.echo(f"{found['name']} in {found['folder']}")
+    lines = [f"{found['name']} in {found['folder']}"]
     for stage, one in found["stages"].items():
-        typer.echo(f"  {stage:10} {one['done']:>8} of {one['blocks']}")
-    typer.echo(f"  report     {found['report'] or 'not yet'}")
+        lines.append(f"  {stage:10} {one['done']:>8} of {one['blocks']}")
+    lines.append(f"  report     {found['report'] or 'not yet'}")
+    if verbose:
+        lines += [f"  {stage:10} {s:>8} s" for stage, s in found["wall_seconds"].items()]
+    _tell(found, lines, as_json, quiet)
 
 
 @app.command()
-def verify(name: Name, runs: Runs = HERE, as_json: Json = False) -> None:
+def verify(
+    name: Name,
+    runs: Runs = HERE,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
     """Check every file of a run against its checksum; exit code 75 when one is damaged."""
     from workflow.runs import load_run
     from workflow.stages.health import verify as verify_run
 
-    problems = verify_run(load_run(name, runs))
-    _tell(problems, as_json)
+    found = load_run(name, runs)
+    problems = verify_run(found)
+    _tell_problems(found, problems, as_json, verbose, quiet)
     if problems:
         raise MachineError(f"{len(problems)} damaged; mend with: gfdt repair {name}")
 
 
 @app.command()
-def repair(name: Name, runs: Runs = HERE, as_json: Json = False) -> None:
+def repair(
+    name: Name,
+    runs: Runs = HERE,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
     """Forget damaged blocks, so that the next `gfdt run` makes exactly those again."""
     from hpc.lock import run_lock
     from workflow.runs import load_run
@@ -190,55 +174,96 @@ def repair(name: Name, runs: Runs = HERE, as_json: Json = False) -> None:
 
     found = load_run(name, runs)
     with run_lock(found.folder):
-        _tell(verify_run(found, repair=True), as_json)
+        problems = verify_run(found, repair=True)
+    _tell_problems(found, problems, as_json, verbose, quiet)
 
 
 @app.command()
-def doctor(as_json: Json = False) -> None:
-    """Versions, a real MPI test, and the filesystem."""
-    from hpc.launch import probe_mpi
-    from workflow.runs import cores, versions
+def doctor(
+    runs: Runs = HERE, as_json: Json = False, verbose: Verbose = 0, quiet: Quiet = False
+) -> None:
+    """Versions, a real MPI test, and the filesystem of the runs folder."""
+    from workflow.stages.health import examine
 
-    ok, text = probe_mpi()
-    found = {"versions": versions(), "cores": cores(), "mpi": {"ok": ok, "message": text}}
-    if as_json:
-        _print(found)
-    else:
-        for package, version in versions().items():
-            typer.echo(f"  {package:14} {version}")
-        typer.echo(f"  cores          {cores()}")
-        typer.echo(f"  mpi            {'ok' if ok else 'FAILED'}: {text}")
-    if not ok:
-        raise MachineError(f"MPI: {text}")
+    found = examine(runs)
+    lines = [f"  {package:14} {version}" for package, version in found["versions"].items()]
+    lines.append(f"  {'cores':14} {found['cores']}")
+    if verbose:
+        lines += [f"  {'python':14} {sys.executable}", f"  {'runs':14} {runs.absolute()}"]
+    checks = found["checks"]
+    for check, one in checks.items():
+        lines.append(f"  {check:14} {'ok' if one['ok'] else 'FAILED'}: {one['message']}")
+    _tell(found, lines, as_json, quiet)
+    failed = [f"{check}: {one['message']}" for check, one in checks.items() if not one["ok"]]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if failed[1:] else ""
+        raise MachineError(failed[0] + more)
 
 
-def _tell(problems: list[Any], as_json: bool) -> None:
-    if as_json:
-        _print([{"block": p.block, "path": str(p.path), "what": p.what} for p in problems])
-        return
-    for p in problems:
-        typer.echo(f"{p.block}: {p.path}: {p.what}")
+def _tell_problems(
+    run: Run, problems: list[Problem], as_json: bool, verbose: int, quiet: bool
+) -> None:
+    from workflow.stages.pipeline import LEDGERS
+
+    lines = [f"{p.block}: {p.path}: {p.what}" for p in problems]
+    if verbose:
+        lines = [f"{s}: {len(run.ledger(s).done())} receipts" for s in LEDGERS] + lines
     if not problems:
-        typer.echo("every file is as it was written")
+        lines.append("every file is as it was written")
+    found = [{"block": p.block, "path": str(p.path), "what": p.what} for p in problems]
+    _tell(found, lines, as_json, quiet)
 
 
-def _print(content: Any) -> None:
-    typer.echo(json.dumps(content, indent=2, default=str))
+def _tell(found: Any, lines: Sequence[str], as_json: bool, quiet: bool) -> None:
+    """Print what was found: for programs, for people, or not at all."""
+    if as_json:
+        lines = [json.dumps(found, indent=2, default=str)]
+    elif quiet:
+        return
+    for line in lines:
+        typer.echo(line)
+
+
+class Stopped(BaseException):
+    """A signal asked this process to stop; passes through everything that tidies up.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def _stop(number: int, _frame: Any) -> None:
+    for each in STOPPING:
+        signal.signal(each, signal.SIG_DFL)  # a second one does not wait for tidiness
+    raise Stopped(number)
+
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""What Ctrl-C and batch systems send."""
 
 
 def main() -> None:
     """Entry point; turns errors of the user and of the machine into a line and an exit code."""
+    for number in STOPPING:
+        signal.signal(number, _stop)
     try:
         app()
     except (UserError, MachineError) as error:
-        print(f"gfdt: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _leave(str(error), error.exit_code)
     except OSError as error:
-        print(f"gfdt: {error}; mend that and run the same command again", file=sys.stderr)
-        sys.exit(TRY_AGAIN)
-    except KeyboardInterrupt:
-        print("gfdt: stopped; the same command continues", file=sys.stderr)
-        sys.exit(130)
+        _leave(f"{error}; mend that and run the same command again", TRY_AGAIN)
+    except Stopped as stopped:
+        name = signal.Signals(stopped.number).name
+        _leave(f"stopped by {name}; the same command continues", 128 + stopped.number)
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"gfdt: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -368,13 +369,28 @@ def load_run(name: str | Path, runs: Path) -> Run:
 
 @lru_cache(maxsize=8)
 def _load(folder: Path, _stamp: int) -> Run:
-    content = yaml.safe_load((folder / "experiment.yaml").read_text())
+    content = _read(folder / "experiment.yaml", yaml.safe_load)
     provenance = folder / "provenance.json"
     if provenance.is_file():
-        for entry in json.loads(provenance.read_text()).get("python_path", []):
+        for entry in _read(provenance, json.loads).get("python_path", []):
             if entry not in sys.path:
                 sys.path.insert(0, entry)
     return Run(folder, parse_experiment(content))
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """Content of one of the files that a run itself wrote.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        content = parse(path.read_text())
+    except (ValueError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged; remove it and run the experiment's own file again")
+    return content
 
 
 def lay_down(run: Run, *, command: str) -> None:
@@ -409,7 +425,9 @@ def cores() -> int:
 def wall_times(run: Run) -> dict[str, float]:
     """Seconds spent in each stage so far, over all calls."""
     path = run.folder / "logs" / "wall_times.json"
-    found: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+    found: dict[str, float] = {}
+    with contextlib.suppress(ValueError, FileNotFoundError):  # worth no refusal
+        found = json.loads(path.read_text())
     return found
 
 
@@ -417,8 +435,7 @@ def _refuse_changed_science(run: Run) -> None:
     path = run.folder / "experiment.yaml"
     if not path.is_file():
         return
-    old: Mapping[str, Any] = yaml.safe_load(path.read_text())
-    refused = refused_changes(old, run.experiment.model_dump(mode="json"))
+    refused = refused_changes(_read(path, yaml.safe_load), run.experiment.model_dump(mode="json"))
     if refused:
         raise UserError(
             f"{run.folder} holds another experiment: {'; '.join(refused)}; "

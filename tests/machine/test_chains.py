@@ -1,13 +1,17 @@
 """Chains of tasks on workers that die, and workers of a driver that dies."""
 
+import contextlib
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
+import distributed
 import psutil
 import pytest
 
@@ -131,6 +135,80 @@ def test_an_unknown_backend_is_refused_by_name():
         open_client("slrm", workers=1, log_dir=None),
     ):
         pass
+
+
+def kill_newborns(count, killed, stop):
+    """Kill worker processes of this one as soon as they appear, until `count` are killed."""
+    me, seen = psutil.Process(), {p.pid for p in psutil.Process().children(recursive=True)}
+    while len(killed) < count and not stop.wait(0.02):
+        for child in me.children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # Between fork and exec it still has the command line of this process.
+                if child.pid not in seen and "spawn_main" in " ".join(child.cmdline()):
+                    child.kill()
+                    killed.append(child.pid)
+                    seen.add(child.pid)
+
+
+@contextlib.contextmanager
+def newborns_killed(count):
+    killed, stop = [], threading.Event()
+    killer = threading.Thread(target=kill_newborns, args=(count, killed, stop))
+    killer.start()
+    try:
+        yield killed
+    finally:
+        stop.set()
+        killer.join()
+
+
+def test_workers_that_die_at_birth_are_replaced(monkeypatch, capfd, log_dir):
+    """Dask alone fails the whole cluster, or goes on for ever without that worker."""
+    # As Dask sets it up outside pytest.
+    loud = [logging.StreamHandler(sys.stderr)]
+    monkeypatch.setattr(logging.getLogger("tornado.application"), "handlers", loud)
+    with newborns_killed(3) as killed, open_client("local", workers=2, log_dir=log_dir) as client:
+        assert len(client.nthreads()) == 2
+        pids = client.run(os.getpid).values()
+    assert len(killed) >= 3
+    assert set(pids) & set(killed) == set()
+    said = capfd.readouterr()
+    assert said.out == said.err == ""
+
+
+def test_a_worker_killed_twice_comes_back(log_dir):
+    """Killed at work, and its successor at birth."""
+    with open_client("local", workers=1, log_dir=log_dir) as client:
+        (first,) = client.run(os.getpid).values()
+        with newborns_killed(1) as killed:
+            os.kill(first, signal.SIGKILL)
+            assert client.submit(os.getpid, pure=False).result(timeout=60) not in (first, *killed)
+        assert killed
+
+
+def test_a_machine_that_starts_no_worker_is_told_in_one_line(monkeypatch, capfd, log_dir):
+    monkeypatch.setattr("hpc.backends.BIRTH", 3.0)
+    message = (
+        r"^no Dask worker could be started \(.*\); see .*dask.log; run the same command again$"
+    )
+    with (
+        newborns_killed(1000),
+        pytest.raises(MachineError, match=message),
+        open_client("local", workers=1, log_dir=log_dir),
+    ):
+        pass
+    said = capfd.readouterr()
+    assert said.out == said.err == ""
+
+
+def test_chains_without_workers_stop_in_bounded_time(tmp_path):
+    """No hang is for ever."""
+    with (
+        distributed.LocalCluster(n_workers=0, dashboard_address=":0") as cluster,
+        distributed.Client(cluster) as lonely,
+        pytest.raises(MachineError, match="no Dask worker for 2 s; run the same command again"),
+    ):
+        run_chains(lonely, segment, chains_of(tmp_path, seconds=0), on_receipt=print, patience=2)
 
 
 DRIVER = """

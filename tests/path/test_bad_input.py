@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
+from hpc.catalog import read_catalog
+from hpc.errors import StoreError
 from hpc.launch import find_mpiexec
 from hpc.lock import run_lock
+from workflow.cli import STOPPING, main
 from workflow.interfaces import UserError
 from workflow.runs import lay_down, load_run, open_run
 
@@ -79,6 +87,29 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.fixture
+def command(folder, monkeypatch, capfd):
+    """The entry point in this process, with what it says and its exit code."""
+
+    def run(*arguments):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "argv", ["gfdt", *map(str, arguments)])
+        before = [(number, signal.getsignal(number)) for number in STOPPING]
+        capfd.readouterr()
+        try:
+            main()
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
     """A finished run, to be copied and damaged."""
@@ -91,18 +122,17 @@ def small_run(tmp_path_factory):
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_in_one_line_before_work_starts(mistake, folder):
+def test_a_mistake_is_told_in_one_line_before_work_starts(mistake, folder, command):
     """A user reads what to change, and no run folder is left behind."""
     settings, words = MISTAKES[mistake]
-    with pytest.raises(UserError, match=words) as told:
-        open_run(str(folder / "small.yaml"), folder / "runs", settings)
-    assert told.value.exit_code == CONFIGURATION
-    assert len(str(told.value).splitlines()) == 1
+    told = command("run", "small.yaml", *[a for s in settings for a in ("--set", s)])
+    assert_one_line(told, CONFIGURATION)
+    assert re.search(words, told.stderr), told.stderr
     assert not (folder / "runs").exists()
 
 
 def test_the_command_tells_a_mistake_in_one_line(folder):
-    """The entry point turns the error into a line and a code."""
+    """The same from outside, as a shell sees it."""
     done = gfdt("run", "small.yaml", "--set", "ensemble.memmbers=4", cwd=folder)
     assert_one_line(done, CONFIGURATION, "unknown key 'ensemble.memmbers'", "'members'")
 
@@ -178,6 +208,131 @@ def test_a_flipped_bit_is_named_forgotten_and_mended_bit_for_bit(small_run, tmp_
     assert gfdt("verify", "small", cwd=work).returncode == 0
 
 
+def spoil(path):
+    """Change a byte in the middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def cut(path):
+    """Lose the second half."""
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+CHUNK = "ensemble.zarr/u/c/0/0/0/0"
+RECEIPT = "ledger/simulate/ensemble-g0000-00000.json"
+DAMAGES = {
+    "missing store": (["ensemble.zarr"], shutil.rmtree, [], CHUNK, "file is missing"),
+    "corrupt block": ([CHUNK], spoil, ["report"], "checksum", "gfdt repair"),
+    "corrupt block under a stage": (
+        [CHUNK],
+        spoil,
+        ["evaluate", "scores.zarr", "ledger/evaluate"],
+        "checksum does not match",
+        "gfdt repair",
+    ),
+    "damaged receipt": ([RECEIPT], spoil, [], "ensemble-g0000-00000", "damaged"),
+    "truncated receipt": ([RECEIPT], cut, [], "ensemble-g0000-00000", "damaged"),
+    "truncated fit": (
+        ["score/whitening.pt"],
+        cut,
+        ["evaluate", "scores.zarr", "ledger/evaluate"],
+        "whitening.pt is damaged",
+        "gfdt repair",
+    ),
+    "truncated restart state": (
+        ["restart/spinup-g0000-00001.pt"],
+        cut,
+        ["simulate", CHUNK, RECEIPT],
+        "spinup-g0000-00001.pt is damaged",
+        "gfdt repair",
+    ),
+}
+
+
+def remove(path):
+    (shutil.rmtree if path.is_dir() else os.unlink)(path)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_refused_in_one_line_and_mended_bit_for_bit(
+    damage, small_run, folder, command
+):
+    """Nothing is built on damage, and what the line says to do cures it."""
+    shutil.copytree(small_run / "runs", folder / "runs")
+    run = folder / "runs" / "small"
+    good = {
+        path: path.read_bytes()
+        for path in (run / "ensemble.zarr").rglob("*/[0-9]*")
+        if path.is_file()
+    }
+    (target,), how, (*stage,), first, second = DAMAGES[damage]
+    for lost in stage[1:]:
+        remove(run / lost)
+    how(run / target)
+    quick = ["-q", "--set", "cluster.simulate.workers=1", "--set", "cluster.analyse.workers=1"]
+    told = command(stage[0] if stage else "run", "small.yaml", *quick)
+    assert_one_line(told, TRY_AGAIN, first, second, "gfdt repair runs/small")
+    assert command("repair", "runs/small", "-q").returncode == 0
+    again = command("run", "small.yaml", *quick)
+    assert again.returncode == 0, again.stderr
+    assert command("verify", "small", "-q").returncode == 0
+    assert {path: path.read_bytes() for path in good} == good
+
+
+@pytest.mark.parametrize("name", ["experiment.yaml", "provenance.json"])
+@pytest.mark.parametrize("content", ["a: [", "words", ""])
+def test_a_damaged_file_of_the_run_itself_is_told_in_one_line(name, content, folder, command):
+    """`status` reads them before anything else."""
+    lay_down(open_run(str(folder / "small.yaml"), folder / "runs"), command="test")
+    (folder / "runs" / "small" / name).write_text(content)
+    told = command("status", "small")
+    assert_one_line(told, CONFIGURATION, f"{name} is damaged", "remove it and run")
+
+
+@pytest.mark.parametrize("content", [None, "a: [", "words", "", "sources: {a: 1}"])
+def test_a_damaged_catalog_is_told_in_one_line(content, tmp_path):
+    """It is written again by every `gfdt run`."""
+    path = tmp_path / "catalog.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(StoreError, match="catalog.yaml is no readable catalog") as told:
+        read_catalog(path)
+    assert len(str(told.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("group", [False, True], ids=["process", "group"])
+@pytest.mark.parametrize("number", STOPPING, ids=lambda n: n.name)
+def test_a_signal_leaves_a_run_that_continues_and_one_line(number, group, folder):
+    """Terminals signal the whole group, batch systems one process or all."""
+    long = ["--set", "ensemble.length=4096.0", "--set", "ensemble.chunk=1KiB"]
+    command = [sys.executable, "-m", "workflow.cli", "run", "small.yaml", "-q", *long]
+    command += ["--set", "cluster.simulate.workers=1"]
+    started = subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    ledger = folder / "runs" / "small" / "ledger" / "simulate"
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while len(list(ledger.glob("[!.]*"))) < 3:
+            assert started.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        family = psutil.Process(started.pid).children(recursive=True)
+        (os.killpg if group else os.kill)(started.pid, number)
+        said = started.communicate(timeout=60)[1]
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+    assert said == f"gfdt: stopped by {number.name}; the same command continues\n"
+    assert started.returncode == 128 + number
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert alive == []
+    with run_lock(folder / "runs" / "small"):
+        assert load_run("small", folder / "runs").ledger("simulate").problems() == []
+
+
 def test_a_wrong_number_of_ranks_is_refused(folder):
     """Ranks that do not see each other would train apart and say nothing."""
     run = open_run(str(folder / "small.yaml"), folder / "runs", ["score.train.ranks=2"])
@@ -212,12 +367,8 @@ def test_a_full_disk_is_told_in_one_line(folder, full_disk):
     settings = ["--set", "ensemble.length=256.0", "--set", "ensemble.chunk=64KiB"]
     settings += ["--set", "cluster.simulate.workers=1"]
     done = gfdt("run", "small.yaml", "-q", "--runs", full_disk, *settings, cwd=folder)
-    assert done.returncode == TRY_AGAIN, done.stderr
-    # Dask's worker cannot log to the full disk and may speak before the command does.
-    told = [line for line in done.stderr.splitlines() if line.startswith("gfdt: ")]
-    assert told == done.stderr.splitlines()[-1:]
-    assert "no space left" in told[0].lower()
-    assert "run the same command again" in told[0]
+    assert_one_line(done, TRY_AGAIN, "run the same command again")
+    assert "no space left" in done.stderr.lower()
 
 
 def test_a_folder_that_cannot_be_made_is_told_in_one_line(folder):

@@ -5,6 +5,7 @@ The sums of a block depend on the block alone, so a longer run only adds blocks.
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import distributed
 import numpy as np
 import torch
 
+from hpc.errors import LayoutError
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
@@ -41,7 +43,13 @@ def correlate(run: Run, client: Callable[[], distributed.Client], notify: Notify
         for group in range(len(run.groups))
     }
     _forget_stale(run, set(blocks))
-    _lay_out(run, channels)
+    try:
+        _lay_out(run, channels)
+    except LayoutError:
+        # Sums of a run that has changed shape; nothing in them cannot be made again.
+        shutil.rmtree(run.correlations)
+        shutil.rmtree(run.ledger(STAGE).folder, ignore_errors=True)
+        _lay_out(run, channels)
     run_blocks(run, client, stage=STAGE, function=correlate_block, blocks=blocks, notify=notify)
     consolidate(run.correlations)
 
@@ -63,9 +71,10 @@ def _forget_stale(run: Run, expected: set[str]) -> None:
     ledger = run.ledger(STAGE)
     stale = {block for block in ledger.done() if block.startswith("sums-")} - expected
     for block in sorted(stale):
-        for name in ledger.load(block).files:
-            (run.folder / name).unlink(missing_ok=True)
+        files = ledger.load(block).files
         ledger.drop(block)
+        for name in files:
+            (run.folder / name).unlink(missing_ok=True)
 
 
 def _lay_out(run: Run, channels: Channels) -> None:

@@ -148,6 +148,6 @@ def _load_checked(run: Run, block: str, path: str) -> dict:
     if block not in ledger.done():
         raise MachineError(f"{run.folder} has no {path} yet; run: gfdt train")
     if ledger.load(block).files.get(path) != file_crc(run.folder / path):
-        raise CorruptBlock(f"{run.folder / path} is damaged; run: gfdt verify")
+        raise CorruptBlock(f"{run.folder / path} is damaged")
     content: dict = torch.load(run.folder / path, weights_only=True)
     return content

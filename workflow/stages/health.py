@@ -1,12 +1,15 @@
-"""Status and verification of a run, from its files alone."""
+"""Status and verification of a run, from its files alone, and of the machine."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from hpc.checks import check_machine
 from hpc.ledger import Problem
-from workflow.runs import Run, wall_times
-from workflow.stages.pipeline import expected_blocks
+from workflow.runs import Run, cores, versions, wall_times
+from workflow.stages.pipeline import LEDGERS, expected_blocks
 
 
 def status(run: Run) -> dict[str, Any]:
@@ -29,9 +32,6 @@ def status(run: Run) -> dict[str, Any]:
     }
 
 
-LEDGERS = ("simulate", "direct", "train", "evaluate", "constants", "respond")
-
-
 def verify(run: Run, *, repair: bool = False) -> list[Problem]:
     """Every block whose files or receipt are missing or damaged.
 
@@ -48,3 +48,13 @@ def verify(run: Run, *, repair: bool = False) -> list[Problem]:
                 ledger.drop(block)
         found += problems
     return found
+
+
+def examine(runs: Path) -> dict[str, Any]:
+    """Versions, cores, and whether MPI and the file system of the runs do what they must."""
+    checks = check_machine(runs, distribution="gfdt-workflow")
+    return {
+        "versions": versions(),
+        "cores": cores(),
+        "checks": {check.name: asdict(check) for check in checks},
+    }

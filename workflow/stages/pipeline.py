@@ -11,9 +11,10 @@ import distributed
 
 from hpc.backends import open_client
 from hpc.catalog import write_catalog
-from hpc.errors import MachineError
+from hpc.errors import CorruptBlock, MachineError
 from hpc.files import atomic_write_json, collect_orphans
 from hpc.lock import run_lock
+from hpc.stores import telling_damage
 from workflow.runs import Notify, Run, cores, lay_down, load_run, wall_times
 from workflow.stages.correlate import correlate, tasks
 from workflow.stages.direct import direct
@@ -45,10 +46,12 @@ def run_stages(run: Run, stages: tuple[str, ...], *, command: str, notify: Notif
         lay_down(run, command=command)
         collect_orphans(run.folder)
         run = load_run(run.folder, run.folder.parent)
+        _refuse_missing_files(run)
         for stage in stages:
             _require(run, stage)
             started = time.perf_counter()
-            ACTIONS[stage](run, notify)
+            with telling_damage(run.folder):
+                ACTIONS[stage](run, notify)
             _record_wall_time(run, stage, time.perf_counter() - started)
         _write_catalog(run)
 
@@ -112,6 +115,23 @@ def expected_blocks(run: Run) -> dict[str, int]:
     if "direct" not in run.experiment.response.estimators:
         del expected["direct"]
     return expected
+
+
+LEDGERS = ("simulate", "train", "evaluate", "constants", "respond", "direct")
+"""Stages with receipts."""
+
+
+def _refuse_missing_files(run: Run) -> None:
+    """Nothing may be built on blocks that are recorded and gone: they would read as NaN.
+
+    Raises:
+        CorruptBlock: names the first one.
+    """
+    found = [p for stage in LEDGERS for p in run.ledger(stage).problems(deep=False)]
+    if found:
+        first = found[0]
+        more = f" (and {len(found) - 1} more)" if found[1:] else ""
+        raise CorruptBlock(f"{run.folder}: block {first.block}: {first.path}: {first.what}{more}")
 
 
 def _require(run: Run, stage: str) -> None:

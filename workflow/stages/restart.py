@@ -37,6 +37,6 @@ def load_state(folder: Path, ledger: Ledger, block: str) -> State:
     """
     path = folder / "restart" / f"{block}.pt"
     if ledger.load(block).files.get(f"restart/{block}.pt") != file_crc(path):
-        raise CorruptBlock(f"{path} is damaged; run: gfdt verify {folder}")
+        raise CorruptBlock(f"{path} is damaged")
     state: State = torch.load(path, weights_only=True)
     return state

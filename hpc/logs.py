@@ -1,0 +1,40 @@
+"""Log files that never disturb the work they tell of.
+
+Apart from `backends`, since Dask's workers name the class in their logging settings and import it
+while they import Dask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+
+
+class LogFile(logging.FileHandler):
+    """A log file that drops what it cannot write, as on a full disk, without a word.
+
+    Args:
+        filename: the file, made at the first message and appended to.
+    """
+
+    def __init__(self, filename: str) -> None:
+        super().__init__(filename, delay=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a message, if that can be done."""
+        # Opening raises past `handleError`.
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        """Say nothing: the work itself meets a full disk and tells it."""
+
+    def flush(self) -> None:
+        """Hand what is buffered to the disk, if it takes it."""
+        with contextlib.suppress(OSError, ValueError):
+            super().flush()
+
+    def close(self) -> None:
+        """Close the file; what the disk refuses is lost."""
+        with contextlib.suppress(OSError):
+            super().close()
