@@ -163,6 +163,23 @@ def test_a_score_blind_to_one_mode_fails_the_worst_wavenumber(linear):
     assert not checks[STEIN].passed and checks[FIRST].passed
 
 
+def test_a_conserved_mean_is_left_out_and_told(linear):
+    """Of a wavenumber that never varies there is only rounding, which no score can be right on."""
+    system, x = linear
+    still = (x - x.mean((-2, -1), keepdim=True)).float()
+    score = SpectralGaussian.fit(still.flatten(0, 1))
+    means = [
+        unit_means(part, score(part), mean=score.mean, homogeneous=True, seed=u)
+        for u, part in enumerate(still)
+    ]
+    checks = identity_checks({name: np.stack([m[name] for m in means]) for name in means[0]})
+    found = {check.name: check for check in checks}
+    assert found[STEIN].passed and found[RMS].passed
+    assert found[STEIN].note == "1 without variance left out"
+    kept = langevin_checks(score, still[:, :30], fields=["u"], homogeneous=True, seed=4)
+    assert [check for check in kept if not check.passed] == []
+
+
 def test_two_fields_without_symmetry_are_checked_as_a_matrix():
     """Correlated Gaussian pair without space: s = -C^-1 x passes, its diagonal fails."""
     c = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=torch.float64)

@@ -37,6 +37,8 @@ MATRIX_COMPONENTS = 64
 """Largest state without symmetry whose matrices are kept whole; beyond it the diagonal only."""
 RESOLVED = 0.3
 """Largest rate times lag step at which a difference of R tells its derivative at lag 0."""
+STILL = 1e-9
+"""Variance of a wavenumber, relative to the largest of its field, below which it is rounding."""
 _DRIFT_SAMPLES = 128
 """Most samples of a unit at which derivatives of the drift are taken."""
 
@@ -55,8 +57,8 @@ def unit_means(
     Args:
         x: states of the unit, `(sample, field, *shape)`.
         s: scores at them, same shape.
-        mean: fixed reference that x is taken about, `(field,)`; the same for all units. The
-            identities hold about any; the mean of the data keeps the noise low.
+        mean: fixed reference that x is taken about, `(field,)` or `(field, *shape)`; the same for
+            all units. The identities hold about any; the mean of the data keeps the noise low.
         homogeneous: average over places, and resolve by wavenumber.
         drift: F(x), `(batch, field, *shape)`, where the equation is known.
         seed: of the random probes in div F; name the unit in it.
@@ -65,7 +67,10 @@ def unit_means(
         Arrays by name, float64; stack them over units for `identity_checks`.
     """
     fields, shape = x.shape[1], x.shape[2:]
-    y = x.double() - mean.double().reshape(-1, *[1] * len(shape))
+    reference = mean.double()
+    if reference.ndim == 1:
+        reference = reference.reshape(-1, *[1] * len(shape))
+    y = x.double() - reference
     s = s.double()
     axes = (0, *space_axes(x)) if homogeneous else (0,)
     means = {"score": s.mean(axes).flatten()}
@@ -73,6 +78,9 @@ def unit_means(
         pair = -(y**n * s).mean(axes), n * (y ** (n - 1)).mean(axes)
         means[f"moment_{n}"] = torch.stack([side.flatten() for side in pair])
     means["stein"] = _stein(y, s, homogeneous=homogeneous)
+    if means["stein"].is_complex():
+        power = -_stein(y, y, homogeneous=homogeneous).real
+        means["power"] = power.diagonal(dim1=0, dim2=1).movedim(-1, 0)
     if drift is not None:
         some = slice(None, None, -(-len(x) // _DRIFT_SAMPLES))
         z = x[some].double()
@@ -95,8 +103,15 @@ def identity_checks(means: Mapping[str, Floats]) -> list[Check]:
     Raises:
         UserError: fewer than 2 units.
     """
-    stein = means["stein"]
+    stein, note = means["stein"], ""
     target = _identity_like(stein)
+    if "power" in means:
+        # Nothing can be told of what never varies, such as a conserved mean.
+        power = means["power"].mean(0)
+        varies = power > STILL * power.max(axis=tuple(range(1, power.ndim)), keepdims=True)
+        stein, target = stein[:, varies[:, None] & varies], target[varies[:, None] & varies]
+        still = np.count_nonzero(~varies)
+        note = f"{still} without variance left out" if still else ""
     plural = "wavenumbers" if np.iscomplexobj(stein) else "components"
     checks = [worst("<s> = 0", means["score"], 0.0)]
     first, *higher = (
@@ -105,7 +120,9 @@ def identity_checks(means: Mapping[str, Floats]) -> list[Check]:
     )
     checks += [
         first,
-        worst(f"-<x s> = 1, worst of the {plural}", _parts(stein), _parts(target[None])[0]),
+        worst(
+            f"-<x s> = 1, worst of the {plural}", _parts(stein), _parts(target[None])[0], note=note
+        ),
         _rms(f"-<x s> = 1, root mean square over {plural}", stein, target),
         *higher,
     ]
