@@ -22,6 +22,7 @@ from workflow.responses.perturbations import build_perturbations
 from workflow.responses.probes import Statistics
 from workflow.runs import Run, load_run
 from workflow.scores.closed_form import ExactScore, Gaussian, gaussian_from
+from workflow.scores.extrapolation import Extrapolated
 from workflow.scores.neural import NeuralScore, WhitenedScore, with_parameters
 
 SAMPLE = 512
@@ -129,7 +130,8 @@ def _load_estimator(folder: str, name: str, _stamps: tuple[int, ...]) -> ScoreEs
     block = run.trained_block(name)
     content = _load_checked(run, block, f"score/{block}.pt")
     model = WhitenedScore(whitening, run.experiment.score)
-    return NeuralScore(with_parameters(model, content["average"]))
+    learned = NeuralScore(with_parameters(model, content["average"]))
+    return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned
 
 
 def load_channels(run: Run) -> Channels:
