@@ -46,9 +46,9 @@ from workflow.stages.states import (
 
 DATA = "data"
 """Name of the checks that no estimator is part of."""
-LANGEVIN_NUMBERS = 1 << 19
-"""Numbers of all states of a Langevin check: 512 states of 32 x 32."""
-LANGEVIN_STATES = (64, 1024)
+LANGEVIN_NUMBERS = 1 << 18
+"""Numbers of all states of a Langevin check: 256 states of 32 x 32."""
+LANGEVIN_STATES = (64, 512)
 """Fewest and most states of a Langevin check."""
 BATCH = 64
 """Snapshots scored together."""
@@ -234,7 +234,10 @@ def _slope(run: Run, means: dict[str, Any]) -> list[Check]:
         return [undecided("dR/dt(0+) = <dF/dx>", note)]
     step = run.experiment.ensemble.save_every
     space = len(run.saved.shape) if run.saved.maps else 0
-    return [slope_check(means["response"], means["jacobian"], step=step, space=space)]
+    square = means["jacobian_square"]
+    return [
+        slope_check(means["response"], means["jacobian"], square=square, step=step, space=space)
+    ]
 
 
 def _stationarity(run: Run) -> list[Check]:

@@ -83,6 +83,7 @@ def states_block(folder: str, group: int) -> Receipt:
     the deviation from the mean of the training part, over blocks of equal length.
     """
     started = time.perf_counter()
+    torch.set_num_threads(1)
     run = load_run(folder, Path("."))
     members, units = run.groups[group], units_in(run, group)
     few, many = TREND_BLOCKS
