@@ -49,7 +49,7 @@ def _go(
     verbose: int,
     quiet: bool,
 ) -> None:
-    from workflow.runs import open_run
+    from workflow.opening import open_run
     from workflow.stages.health import status as status_of
     from workflow.stages.pipeline import STAGES as ALL
     from workflow.stages.pipeline import run_stages
@@ -107,7 +107,7 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Sizes, files and core-hours; writes nothing."""
-    from workflow.runs import open_run
+    from workflow.opening import open_run
     from workflow.stages.plan import plan as plan_of
 
     found = plan_of(open_run(experiment, runs, settings or []))

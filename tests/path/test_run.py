@@ -20,7 +20,8 @@ import yaml
 
 from hpc.catalog import open_source, read_catalog
 from workflow.config import EXPERIMENTS
-from workflow.runs import load_run, open_run
+from workflow.opening import open_run
+from workflow.runs import load_run
 from workflow.stages.plan import plan
 
 TINY = {
