@@ -106,9 +106,9 @@ class KgmmConfig(_Strict):
 
     sigma: float = Field(0.05, gt=0, description="noise, standard deviations of each variable")
     probability: float = Field(1e-3, gt=0, lt=1, description="least share of points in a cluster")
-    hidden: tuple[int, ...] = (50, 25)
-    epochs: int = Field(2000, ge=1)
-    batch: int = Field(32, ge=1)
+    hidden: tuple[int, ...] = Field((50, 25), description="widths of the network's layers")
+    steps: int = Field(5000, ge=1, description="steps of Adam")
+    batch: int = Field(32, ge=1, description="clusters in a step")
 
 
 class ScoreConfig(_Strict):

@@ -37,7 +37,13 @@ def find(config: DataConfig, folder: Path) -> tuple[DataConfig, dict[str, float 
         UserError: in one line, what the data lack.
     """
     path = (folder / config.store).resolve()
-    raw = open_data(path)
+    return describe(open_data(path), config.model_copy(update={"store": str(path)}), str(path))
+
+
+def describe(
+    raw: xr.Dataset, config: DataConfig, path: str
+) -> tuple[DataConfig, dict[str, float | int | str]]:
+    """The same of an open dataset, which messages call `path`."""
     variables = config.variables or tuple(
         str(n) for n, v in raw.data_vars.items() if config.dims.get("time", TIME) in v.dims
     )
@@ -50,7 +56,7 @@ def find(config: DataConfig, folder: Path) -> tuple[DataConfig, dict[str, float 
         if name not in raw.data_vars:
             raise UserError(f"data.variables: {path} has no '{name}'; {_near(name, raw.data_vars)}")
     dims = _dims(raw, variables, config.dims, path)
-    used = config.model_copy(update={"store": str(path), "variables": variables, "dims": dims})
+    used = config.model_copy(update={"variables": variables, "dims": dims})
     data = arrange(raw, used)
     start, step, units = _times(data, path)
     values = data[variables[0]]
@@ -136,17 +142,22 @@ def read_data(config: DataConfig, *, members: range, times: range) -> np.ndarray
 
 
 def _refuse_non_finite(values: np.ndarray, name: str, members: range, times: range) -> None:
-    bad = ~np.isfinite(values)
-    if bad.any():
-        first = np.argwhere(bad)[0]
+    first = first_bad(values)
+    if first is not None:
         raise UserError(
-            f"variable '{name}' has {int(bad.sum())} values that are no numbers, the first at "
-            f"member {members[first[0]]}, time index {times[first[1]]}, place "
-            f"{tuple(int(i) for i in first[2:])}; fill the gaps, or cut out a part without any"
+            f"variable '{name}' has {int((~np.isfinite(values)).sum())} values that are no "
+            f"numbers, the first at member {members[first[0]]}, time index {times[first[1]]}, "
+            f"place {first[2:]}; fill the gaps, or cut out a part without any"
         )
 
 
-def _refuse_gaps(data: xr.Dataset, variables: Sequence[str], path: Path) -> None:
+def first_bad(values: np.ndarray) -> tuple[int, ...] | None:
+    """Index of the first value that is no finite number, None where all are."""
+    bad = ~np.isfinite(values)
+    return tuple(int(i) for i in np.argwhere(bad)[0]) if bad.any() else None
+
+
+def _refuse_gaps(data: xr.Dataset, variables: Sequence[str], path: str) -> None:
     """Look at the first and the last time at once; every other value is checked when copied."""
     length = data.sizes[TIME]
     for name in variables:
@@ -158,7 +169,7 @@ def _refuse_gaps(data: xr.Dataset, variables: Sequence[str], path: Path) -> None
 
 
 def _dims(
-    raw: xr.Dataset, variables: Sequence[str], given: Mapping[Any, str], path: Path
+    raw: xr.Dataset, variables: Sequence[str], given: Mapping[Any, str], path: str
 ) -> dict[Any, str]:
     """Which of their dimensions is which of ours, in our order."""
     theirs = raw[variables[0]].dims
@@ -197,7 +208,7 @@ def _dims(
     return {ours: dims[ours] for ours in (MEMBER, TIME, "y", "x") if ours in dims}
 
 
-def _times(data: xr.Dataset, path: Path) -> tuple[float, float, str]:
+def _times(data: xr.Dataset, path: str) -> tuple[float, float, str]:
     """First time, time step, and CF units of the time, from even, increasing times."""
     length = data.sizes[TIME]
     if length < 3:

@@ -22,6 +22,7 @@ from workflow.responses.perturbations import build_perturbations
 from workflow.responses.probes import Statistics
 from workflow.runs import Run, load_run
 from workflow.scores.closed_form import ExactScore, Gaussian, gaussian_from
+from workflow.scores.kgmm import KGMM
 from workflow.scores.neural import NeuralScore, WhitenedScore, with_parameters
 
 SAMPLE = 512
@@ -128,6 +129,8 @@ def _load_estimator(folder: str, name: str, _stamps: tuple[int, ...]) -> ScoreEs
         return whitening
     block = run.trained_block(name)
     content = _load_checked(run, block, f"score/{block}.pt")
+    if name == "kgmm":
+        return KGMM.from_state(content)
     model = WhitenedScore(whitening, run.experiment.score)
     return NeuralScore(with_parameters(model, content["average"]))
 

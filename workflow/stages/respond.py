@@ -106,7 +106,9 @@ def load_sources(run: Run, channels: Channels) -> tuple[dict[str, Source], dict[
 def _units_of(run: Run, sums: Floats, pairs: Floats) -> Units:
     if run.errors_by == "member":
         return Units(len(sums), 1, 1)
-    return resampling_units(sums[..., :1], pairs, by="time")
+    # Few members whose runs are too short for blocks of time are resampled themselves.
+    by = run.experiment.response.error.by
+    return resampling_units(sums[..., :1], pairs, by="auto" if by == "auto" else "time")
 
 
 class _Maps(Mapping[str, Floats]):
