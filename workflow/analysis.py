@@ -18,7 +18,7 @@ from torch import Tensor
 from workflow.config import DataConfig
 from workflow.interfaces import TIME, Field, Saved, System, UserError
 from workflow.recorded import arrange, describe, first_bad
-from workflow.responses.assemble import ErrorBars, Floats, Learned, Source, assemble
+from workflow.responses.assemble import ErrorBars, assemble
 from workflow.responses.channels import Channels
 from workflow.responses.correlation import pair_counts
 from workflow.responses.labels import ResponseSet, label_responses
@@ -26,6 +26,7 @@ from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import build_perturbations
 from workflow.responses.probes import Statistics
 from workflow.responses.resampling import ENOUGH_MEMBERS, Units, resampling_units, unit_weights
+from workflow.responses.sources import Floats, Learned, Source
 from workflow.responses.stein import LinearRecalibration, lag_zero_matrix
 from workflow.responses.sums import Constants, block_sums
 from workflow.scores.closed_form import ExactScore, fit_gaussian

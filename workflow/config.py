@@ -148,6 +148,9 @@ class ResponseConfig(_Strict):
     perturbations: tuple[ProbeSpec, ...] = ("pixel",)
     max_lag: float = Field(100.0, gt=0)
     recalibrate: bool = True
+    control_variates: bool = Field(
+        False, description="for 'exact' on homogeneous fields: instead of its recalibration"
+    )
     error: ErrorConfig = ErrorConfig()
 
 

@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from workflow.interfaces import SPACE
-from workflow.responses.assemble import Estimated, Learned, Source
+from workflow.responses.assemble import Estimated
 from workflow.responses.channels import Channels
 from workflow.responses.observables import Observable
+from workflow.responses.sources import Learned, Source
 from workflow.responses.stein import Numbers, answers, displacements, stein_error
 
 Floats = NDArray[np.floating]
 
 VARIABLES = {
-    "response": ("value", "response of the observable to a unit perturbation"),
+    "response": ("value", "response of the observable to a unit perturbation, less its bias"),
     "response_raw": ("raw", "response before recalibration of the score"),
     "standard_error": ("standard_error", "standard error of response, by resampling"),
     "ci_low": ("low", "lower end of the confidence interval"),
     "ci_high": ("high", "upper end of the confidence interval"),
-    "bias": ("bias", "bias of response, by the jackknife"),
+    "bias": ("bias", "bias that was subtracted, by the jackknife"),
 }
 
 

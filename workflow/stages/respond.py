@@ -12,12 +12,13 @@ import xarray as xr
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, read_block, write_block
-from workflow.responses.assemble import ErrorBars, Floats, Learned, Paired, Source, assemble
+from workflow.responses.assemble import ErrorBars, assemble
 from workflow.responses.channels import Channels
 from workflow.responses.correlation import pair_counts
 from workflow.responses.labels import ResponseSet, label_responses
 from workflow.responses.observables import build_observables
 from workflow.responses.resampling import Units, resampling_units, unit_weights
+from workflow.responses.sources import Floats, Learned, Paired, Source
 from workflow.runs import Notify, Run
 from workflow.stages.data import load_channels, load_statistics
 from workflow.stages.summary import REFERENCES
@@ -99,6 +100,7 @@ def load_sources(run: Run, channels: Channels) -> tuple[dict[str, Source], dict[
             totals=sums,
             recalibrate=run.experiment.response.recalibrate,
             weights=shared,
+            controlled=name == "exact" and run.experiment.response.control_variates,
         )
     return sources, weights
 
