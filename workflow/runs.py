@@ -353,9 +353,27 @@ def _refuse_changed_science(run: Run) -> None:
     path = run.folder / "experiment.yaml"
     if not path.is_file():
         return
-    refused = refused_changes(_read(path, yaml.safe_load), run.experiment.model_dump(mode="json"))
+    old = _read(path, yaml.safe_load)
+    refused = refused_changes(old, run.experiment.model_dump(mode="json"))
     if refused:
         raise UserError(
             f"{run.folder} holds another experiment: {'; '.join(refused)}; "
             "give the experiment another name or remove the folder"
         )
+    if run.ensemble.is_dir():
+        _refuse_clipped(run, Run(run.folder, parse_experiment(old)))
+
+
+def _refuse_clipped(run: Run, old: Run) -> None:
+    """A clipped last chunk that is written cannot become a full one."""
+    config = old.experiment.ensemble
+    for name, was, now, chunk, unit in (
+        ("length", old.times, run.times, old.chunk_times, config.save_every),
+        ("members", config.members, run.experiment.ensemble.members, config.group, 1),
+    ):
+        if now > was and was % chunk:
+            raise UserError(
+                f"ensemble.{name}={was * unit:g} of {run.folder} cannot grow to {now * unit:g}: "
+                f"its last chunk is clipped, only multiples of {chunk * unit:g} can grow; "
+                "use another run name"
+            )

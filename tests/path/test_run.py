@@ -20,8 +20,9 @@ import yaml
 
 from hpc.catalog import open_source, read_catalog
 from workflow.config import EXPERIMENTS
-from workflow.runs import load_run, open_run
+from workflow.runs import lay_down, load_run, open_run
 from workflow.stages.plan import plan
+from workflow.stages.simulate import lay_out
 
 TINY = {
     "name": "tiny",
@@ -185,6 +186,62 @@ def test_the_number_of_workers_does_not_change_a_bit(finished, work):
     assert done.returncode == 0, done.stderr
     stores = ("ensemble", "perturbed")
     assert chunks(work / "other" / "tiny", *stores) == chunks(finished, *stores)
+
+
+SHORT = {
+    "name": "short",
+    "system": {"kind": "allen_cahn", "grid": 8},
+    "ensemble": {
+        "members": 4,
+        "group": 4,
+        "spinup": 0.5,
+        "length": 8.0,
+        "save_every": 0.5,
+        "chunk": "4KiB",  # four times
+    },
+    "score": {"estimator": "gaussian"},
+    "response": {"estimators": ["gaussian", "direct"], "max_lag": 2.0},
+    "direct": {"pairs": 8},
+}
+
+
+def short_run(folder, runs, *settings):
+    (folder / "short.yaml").write_text(yaml.safe_dump(SHORT))
+    options = [a for s in (*ALONE, *settings) for a in ("--set", s)]
+    return gfdt("run", "short.yaml", "--runs", runs, "-q", *options, cwd=folder)
+
+
+def test_a_grown_run_has_the_bytes_of_one_made_at_that_size(tmp_path):
+    """More members, and a longer run, cost only what is new."""
+    size = "ensemble.members=8", "ensemble.length=12.0"
+    for runs, settings in (("grown", ()), ("grown", size), ("whole", size)):
+        done = short_run(tmp_path, runs, *settings)
+        assert done.returncode == 0, done.stderr
+        if not settings:
+            receipts = tmp_path / "grown" / "short" / "ledger" / "simulate"
+            before = {path: path.stat().st_mtime_ns for path in receipts.iterdir()}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    grown, whole = tmp_path / "grown" / "short", tmp_path / "whole" / "short"
+    assert chunks(grown, *STORES) == chunks(whole, *STORES)
+    assert xr.open_zarr(grown / "ensemble.zarr").u.shape == (8, 24, 8, 8)
+
+
+@pytest.mark.parametrize("key", ["length", "members"])
+def test_a_run_whose_last_chunk_is_clipped_does_not_grow(key, tmp_path):
+    """That chunk would become a full one that is partly empty; the run stays as it is."""
+    small, large, unit = {"length": (7.0, 12.0, 2), "members": (6, 8, 4)}[key]
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(SHORT))
+    source, runs = str(tmp_path / "short.yaml"), tmp_path / "runs"
+    run = open_run(source, runs, [f"ensemble.{key}={small}"])
+    lay_down(run, command="test")
+    lay_out(run)
+    refused = gfdt("run", "short.yaml", "--set", f"ensemble.{key}={large}", cwd=tmp_path)
+    assert refused.returncode == 78
+    assert refused.stderr == (
+        f"gfdt: ensemble.{key}={small:g} of runs/short cannot grow to {large:g}: its last chunk is "
+        f"clipped, only multiples of {unit} can grow; use another run name\n"
+    )
+    open_run(source, runs, [f"ensemble.{key}={small}"])
 
 
 def test_killing_any_process_at_any_time_does_not_change_a_bit(finished, work):
