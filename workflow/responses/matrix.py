@@ -177,8 +177,8 @@ def _mean_products(
     """Raw R `(lag, responder, kicked)`, one block of time and group of members after another."""
     members, length, points = x.shape[0], x.shape[1], int(np.prod(x.shape[2:]))
     over = (MEMBER, TIME)
-    x_mean = x.mean(over, dtype=np.float64).values
-    s_mean = score.mean(over, dtype=np.float64).values
+    x_mean = x.mean(over, dtype=np.float64, skipna=False).values
+    s_mean = score.mean(over, dtype=np.float64, skipna=False).values
     longest = max(stop_lagged - start for start, _, stop_lagged in bounds)
     group = max(1, _BLOCK_NUMBERS // (longest * points))
     sums = torch.zeros((max_lag + 1, points, points), dtype=torch.float64)
