@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from workflow.interfaces import LAG, MEMBER, TIME, UserError
 from workflow.responses.correlation import add_pooled_sums, block_bounds, one_thread, pair_counts
 from workflow.responses.gfdt import check_arrays, lag_attributes, time_step
-from workflow.responses.recalibration import FLOOR, LARGEST_CORRECTION
+from workflow.responses.stein import FLOOR, LARGEST_CORRECTION
 
 _BLOCK_NUMBERS = 1 << 25
 """Numbers read at once from a lazy array: 128 MiB in float32."""
