@@ -20,6 +20,7 @@ from workflow.responses.observables import build_observables
 from workflow.responses.resampling import Units, resampling_units, unit_weights
 from workflow.responses.sources import Floats, Learned, Paired, Source
 from workflow.runs import Notify, Run
+from workflow.stages.coordinates import lag_units
 from workflow.stages.data import load_channels, load_statistics
 from workflow.stages.summary import REFERENCES
 
@@ -49,7 +50,8 @@ def respond(run: Run, notify: Notify) -> None:
             sources, one, lags=run.lags, references=REFERENCES, bars=bars, weights=weights
         )
     lag = np.arange(run.lags + 1) * run.experiment.ensemble.save_every
-    responses = ResponseSet(channels, sources, observables, found, lag, REFERENCES)
+    units = lag_units(run)
+    responses = ResponseSet(channels, sources, observables, found, lag, REFERENCES, units)
     groups = label_responses(responses)
     attrs = run.attributes("responses with error bars") | {"level": bars.level} | _units(sources)
     _save(run, {name: data.assign_attrs(attrs) for name, data in groups.items()})
