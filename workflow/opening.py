@@ -55,6 +55,9 @@ def open_experiment(experiment: Experiment, runs: Path, where: Path) -> Run:
         resolved["ensemble"] |= decided
         if "perturbations" not in experiment.response.model_fields_set:
             resolved["response"]["perturbations"] = [usual_perturbation(saved_of(data))]
+    for spec in resolved["response"]["perturbations"]:
+        if isinstance(spec, dict) and "file" in spec:
+            spec["file"] = str((where / str(spec["file"])).resolve())
     if "estimators" not in experiment.response.model_fields_set:
         resolved["response"]["estimators"] = _possible_estimators(experiment, resolved)
     experiment = parse_experiment(resolved)
