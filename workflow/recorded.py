@@ -194,9 +194,9 @@ def _fingerprint(data: xr.Dataset, variables: Sequence[str]) -> str:
 
 
 def _over_time(raw: xr.Dataset, dims: Mapping[Any, str], path: str) -> tuple[str, ...]:
-    """All variables of numbers that have a time."""
+    """All variables of numbers that have a time, by name: stores list them in any order."""
     names = (dims[TIME],) if TIME in dims else TIME_NAMES
-    found = tuple(
+    found = sorted(
         str(n)
         for n, v in raw.data_vars.items()
         if v.dtype.kind in "fiu" and any(name in v.dims for name in names)
@@ -206,7 +206,7 @@ def _over_time(raw: xr.Dataset, dims: Mapping[Any, str], path: str) -> tuple[str
             f"{path} has no variable of numbers with dimension '{names[0]}'; "
             f"it has {_dims_of(raw)}; name the time with data.dims: {{time: NAME}}"
         )
-    return found
+    return tuple(found)
 
 
 def _dims(

@@ -267,6 +267,11 @@ MISTAKES = {
         {"max_lag": 5.0},
         "1 member of 60 times: an error bar needs 8 blocks of 64",
     ),
+    "a place that does not vary": (
+        lambda d: xr.concat([d, d * 0], "x"),
+        {},
+        "1 of 2 places never vary, the first at flat index 1",
+    ),
     "a variable that does not vary": (lambda d: d * 0, {}, "never var"),
 }
 

@@ -9,7 +9,7 @@ import xarray as xr
 
 from workflow.config import DataConfig
 from workflow.interfaces import UserError
-from workflow.own_data import correlation_time, parse_dims, run_name
+from workflow.own_data import OwnData, correlation_time, open_own_data, parse_dims, run_name
 from workflow.recorded import arrange, describe, find, read_data
 
 TIMES = 12
@@ -223,6 +223,34 @@ def test_the_correlation_time_sees_through_oscillations(turn):
     config, _ = described(ds)
     found = correlation_time(arrange(ds, config), config)
     assert found == pytest.approx(10.0 if turn else 20.0, rel=0.2)
+
+
+def slow_run(folder, times):
+    """One run that forgets over 20 samples."""
+    rng, x = np.random.default_rng(6), [0.0]
+    while len(x) < times:
+        x.append(np.exp(-1 / 20) * x[-1] + rng.standard_normal())
+    xr.Dataset({"u": ("time", x)}, {"time": np.arange(times) / 4}).to_netcdf(folder / "slow.nc")
+    return OwnData(folder / "slow.nc", estimator="gaussian")
+
+
+def test_the_longest_lag_is_five_correlation_times_as_far_as_the_data_allow(tmp_path):
+    """20 samples of 1/4; and of a short run what leaves eight blocks of four times the lag."""
+    run, told = open_own_data(slow_run(tmp_path, 40000), tmp_path)
+    assert run.experiment.response.max_lag == pytest.approx(25, rel=0.2)
+    assert "5 correlation times of" in told[-1] and "change with --max-lag" in told[-1]
+    run, told = open_own_data(slow_run(tmp_path, 1600), tmp_path)
+    assert run.experiment.response.max_lag == 50 / 4
+    assert told[-1].startswith("max lag: 12.5, as far as 1600 times allow; 5 correlation times of")
+
+
+def test_settings_win_over_options_and_what_is_chosen(tmp_path):
+    own = slow_run(tmp_path, 4000)
+    settings = ["response.max_lag=2.5", "score.estimator=kgmm", "name=other"]
+    run, told = open_own_data(own, tmp_path, settings)
+    assert (run.experiment.name, run.experiment.response.max_lag) == ("other", 2.5)
+    assert run.experiment.score.estimator == "kgmm"
+    assert len(told) == 1
 
 
 def test_names_of_runs_follow_those_of_the_data():
