@@ -192,7 +192,8 @@ def _sources(
     weights: Floats = np.zeros(0)
     for name, one in scores.items():
         function, given = _score(one, reader, config, system=system, seed=bars.seed)
-        sums, pairs = _sums(reader, channels, function, given, lags=lags, by=by)
+        constants = _constants(reader, channels, function, given)
+        sums, pairs = _sums(reader, channels, function, given, constants, lags=lags, by=by)
         if units is None:
             drawn: Literal["member", "auto", "time"] = "member" if len(pairs) == 1 else "auto"
             drawn = "time" if by == "time" else drawn
@@ -207,6 +208,7 @@ def _sources(
             totals=sums["totals"],
             recalibrate=recalibrate,
             weights=weights,
+            repair=constants.recalibration,
         )
     return sources, weights
 
@@ -303,13 +305,13 @@ def _sums(
     channels: Channels,
     score: Score,
     given: xr.Dataset | None,
+    constants: Constants,
     *,
     lags: int,
     by: str,
 ) -> tuple[dict[str, Floats], Floats]:
     """Sums `(member, block, ...)` and pairs `(block, lag)`; one block where members are drawn."""
     whole = by == "member" or (by == "auto" and reader.members >= ENOUGH_MEMBERS)
-    constants = _constants(reader, channels, score, given)
     length = max(4 * lags, 64)
     blocks = [range(t, min(t + length, reader.times)) for t in range(0, reader.times, length)]
     if reader.members == 1 and len(blocks) < FEWEST_BLOCKS:

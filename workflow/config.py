@@ -243,7 +243,8 @@ class Experiment(_Strict):
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
-_FREE = ("cluster", "report")
+_FREE = ("cluster", "report", "response", "direct")
+"""Sections that an existing run may change: stages make again what depends on them."""
 _GROWING = ("ensemble.length", "ensemble.members")
 
 

@@ -18,6 +18,7 @@ from workflow.responses.observables import Observable
 from workflow.responses.resampling import Units, jackknife_weights, ratio
 from workflow.responses.stein import (
     Flags,
+    LinearRecalibration,
     Numbers,
     Repair,
     answers,
@@ -54,8 +55,7 @@ class Learned:
 
     Attributes:
         units: what is resampled.
-        stein: raw Stein matrix M, `(F, F, *half)` or `(numbers, numbers)`; None where only some
-            directions are kicked.
+        stein: raw Stein matrix M, `(F, F, *half)` or `(numbers, numbers)`.
         unresolved: numbers that the score does not see, `(F, *half)`.
         repair: its inverse.
     """
@@ -70,6 +70,7 @@ class Learned:
         totals: Floats,
         recalibrate: bool,
         weights: Floats,
+        repair: LinearRecalibration | None = None,
         controlled: bool = False,
     ) -> None:
         """Take the sums of one estimator.
@@ -83,6 +84,7 @@ class Learned:
             totals: sums `(member, block, lag, total of A, total of B)`.
             recalibrate: whether to.
             weights: of the resamples, from which the error of M is taken.
+            repair: the one that the sums were made with, where only some directions are kicked.
             controlled: take the noise of M out by control variates instead of recalibrating; for
                 the exact score of homogeneous fields only.
         """
@@ -103,6 +105,10 @@ class Learned:
             error = np.sqrt((np.abs(draws - self.stein) ** 2).mean(axis=0))
             self.unresolved = unresolved_numbers(self.stein, error, space=self._space)
             self.repair = invert(self.stein, self.unresolved, space=self._space)
+        elif repair is not None:
+            self.stein = repair.stein.numpy()
+            self.repair = Repair(repair.inverse.numpy(), np.zeros((), dtype=bool))
+            self.unresolved = np.zeros(len(self.stein), dtype=bool)
         if controlled and channels.saved.maps:
             self._maps = _Controlled(maps, pairs, channels, units)
 

@@ -64,8 +64,8 @@ def load_constants(run: Run, name: str) -> Constants:
 @lru_cache(maxsize=8)
 def _load(path: str, _stamp: int, shape: tuple[int, ...]) -> Constants:
     content = torch.load(path, weights_only=True)
-    inverse = content.pop("inverse", None)
-    repaired = None if inverse is None else LinearRecalibration(inverse, shape)
+    known = {name: content.pop(name) for name in ("inverse", "stein") if name in content}
+    repaired = LinearRecalibration(**known, shape=shape) if known else None
     return Constants(**content, recalibration=repaired)
 
 
@@ -84,7 +84,7 @@ def _constants(run: Run, name: str, channels: Channels) -> dict[str, Tensor]:
     found = Constants.of(channels, x, s, score, recalibration=repair)
     names = ("totals_a", "totals_b", "maps_a", "maps_b")
     content = {n: getattr(found, n) for n in names}
-    return content if repair is None else {**content, "inverse": repair.inverse}
+    return content if repair is None else content | repair.state()
 
 
 def _stein(run: Run, name: str) -> Tensor:

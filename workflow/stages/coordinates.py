@@ -43,14 +43,10 @@ def space(run: Run) -> list[Coordinate]:
 
 def lag(run: Run, lags: int) -> Coordinate:
     """Lags 0 to `lags`, in saved samples, as times."""
-    attrs = {"long_name": "time since the kick", "units": lag_units(run)}
-    return Coordinate("lag", np.arange(lags + 1) * run.experiment.ensemble.save_every, attrs)
-
-
-def lag_units(run: Run) -> str:
-    """CF units of the lag."""
     data = run.experiment.data
-    return "1" if data is None or data.found is None else time_unit(data.found)
+    units = "1" if data is None or data.found is None else time_unit(data.found)
+    attrs = {"long_name": "time since the kick", "units": units}
+    return Coordinate("lag", np.arange(lags + 1) * run.experiment.ensemble.save_every, attrs)
 
 
 def names(name: str, values: Sequence[str], text: str) -> Coordinate:

@@ -20,7 +20,8 @@ from workflow.responses.observables import build_observables
 from workflow.responses.resampling import Units, resampling_units, unit_weights
 from workflow.responses.sources import Floats, Learned, Paired, Source
 from workflow.runs import Notify, Run
-from workflow.stages.coordinates import lag_units
+from workflow.stages import coordinates
+from workflow.stages.constants import load_constants
 from workflow.stages.data import load_channels, load_statistics
 from workflow.stages.summary import REFERENCES
 
@@ -49,9 +50,9 @@ def respond(run: Run, notify: Notify) -> None:
         found[one.name] = assemble(
             sources, one, lags=run.lags, references=REFERENCES, bars=bars, weights=weights
         )
-    lag = np.arange(run.lags + 1) * run.experiment.ensemble.save_every
-    units = lag_units(run)
-    responses = ResponseSet(channels, sources, observables, found, lag, REFERENCES, units)
+    lag = coordinates.lag(run, run.lags)
+    units = str(lag.attrs["units"])
+    responses = ResponseSet(channels, sources, observables, found, lag.values, REFERENCES, units)
     groups = label_responses(responses)
     attrs = run.attributes("responses with error bars") | {"level": bars.level} | _units(sources)
     _save(run, {name: data.assign_attrs(attrs) for name, data in groups.items()})
@@ -102,6 +103,7 @@ def load_sources(run: Run, channels: Channels) -> tuple[dict[str, Source], dict[
             totals=sums,
             recalibrate=run.experiment.response.recalibrate,
             weights=shared,
+            repair=load_constants(run, name).recalibration,
             controlled=name == "exact" and run.experiment.response.control_variates,
         )
     return sources, weights
