@@ -6,7 +6,9 @@ an experiment with `data:` where there is more, or where a learned score is want
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,39 +18,52 @@ import xarray as xr
 from torch import Tensor
 
 from workflow.config import DataConfig
-from workflow.interfaces import TIME, Field, Saved, System, UserError
-from workflow.recorded import arrange, describe, first_bad
+from workflow.interfaces import MEMBER, TIME, System, UserError
+from workflow.recorded import EVEN, arrange, block_of, describe, saved_of, time_unit
 from workflow.responses.assemble import ErrorBars, assemble
 from workflow.responses.channels import Channels
 from workflow.responses.correlation import pair_counts
 from workflow.responses.labels import ResponseSet, label_responses
 from workflow.responses.observables import build_observables
-from workflow.responses.perturbations import build_perturbations
+from workflow.responses.perturbations import build_perturbations, usual_perturbation
 from workflow.responses.probes import Statistics
-from workflow.responses.resampling import ENOUGH_MEMBERS, Units, resampling_units, unit_weights
+from workflow.responses.resampling import (
+    ENOUGH_MEMBERS,
+    FEWEST_BLOCKS,
+    Units,
+    resampling_units,
+    unit_weights,
+)
 from workflow.responses.sources import Floats, Learned, Source
 from workflow.responses.stein import LinearRecalibration, lag_zero_matrix
 from workflow.responses.sums import Constants, block_sums
+from workflow.responses.times import SECONDS
 from workflow.scores.closed_form import ExactScore, fit_gaussian
 from workflow.scores.kgmm import KGMM
 
 Score = Callable[[Tensor], Tensor]
 ScoreLike = str | Score | xr.Dataset
 
-FIT_NUMBERS = 1 << 26
-"""Most numbers of snapshots that scores are fitted to: 512 MiB in float64."""
+FIT_NUMBERS = 1 << 25
+"""Most numbers of snapshots that scores are fitted to: 256 MiB in float64."""
 
 BLOCK_NUMBERS = 1 << 23
 """Numbers of data read at once: 64 MiB in float64."""
+
+BATCH = 4096
+"""Snapshots that are scored together."""
+
+CENTRE = 1024
+"""Snapshots of which means are taken to centre by: that changes the noise only."""
 
 
 def responses_of(
     data: xr.Dataset | xr.DataArray,
     *,
-    max_lag: float | np.timedelta64,
+    max_lag: float | timedelta | np.timedelta64,
     score: ScoreLike | Mapping[str, ScoreLike] = "gaussian",
     observables: Sequence[str | Mapping[str, Any]] = ("field",),
-    perturbations: Sequence[str | Mapping[str, Any]] = ("pixel",),
+    perturbations: Sequence[str | Mapping[str, Any]] | None = None,
     dims: Mapping[str, str] | None = None,
     homogeneous: bool = False,
     system: System | None = None,
@@ -66,12 +81,14 @@ def responses_of(
     Args:
         data: one or several variables of the same dims: a time, perhaps members, up to two of
             space. Lazy data are read in blocks.
-        max_lag: longest lag, in units of the time coordinate (seconds for dates), or a timedelta.
+        max_lag: longest lag, a timedelta or a number in units of the time coordinate; for dates
+            those of the answer's lag: days, hours or seconds, whichever fits the time step.
         score: "gaussian", "kgmm" (up to 8 numbers a snapshot), "exact" (with `system`), a
             function of torch tensors `(batch, field, *shape)`, or a Dataset of scores with the
             variables and dims of the data; several by name to compare them.
         observables: as `response.observables` of an experiment.
-        perturbations: as `response.perturbations` of an experiment.
+        perturbations: as `response.perturbations` of an experiment; by default a pixel, or
+            everything at once where places differ.
         dims: what our dimensions are called in the data, as {"time": "t", "member": "run"}.
         homogeneous: True where the statistics do not depend on the place: then kicks are averaged
             over it, on a periodic grid.
@@ -94,13 +111,16 @@ def responses_of(
     config = DataConfig(store="data", dims=dict(dims or {}), homogeneous=homogeneous)
     config, decided = describe(raw, config, "the data")
     reader = _Reader(arrange(raw, config), config)
+    step, units = float(decided["save_every"]), time_unit(reader.found)
+    lags = _lags(max_lag, step, units, reader.times)
+    asked = build_observables(observables, reader.saved, reader.statistics)
+    kicked = perturbations or (usual_perturbation(reader.saved),)
+    where, bars = Path.cwd(), ErrorBars(samples, level, bands, seed)
     channels = Channels.of(
         reader.saved,
-        build_observables(observables, reader.saved, reader.statistics),
-        build_perturbations(perturbations, reader.saved, system=system, where=Path.cwd()),
+        asked,
+        build_perturbations(kicked, reader.saved, system=system, where=where),
     )
-    lags = _lags(max_lag, float(decided["save_every"]), reader.times)
-    bars = ErrorBars(samples, level, bands, seed)
     sources, weights = _sources(
         reader,
         channels,
@@ -112,21 +132,36 @@ def responses_of(
         bars=bars,
         recalibrate=recalibrate,
     )
-    asked = build_observables(observables, reader.saved, reader.statistics)
+    for name, source in sources.items():
+        _warn_unseen(name, source)
     names = tuple(sources)
     shared = dict.fromkeys(names, weights)
     found = {
         o.name: assemble(sources, o, lags=lags, references=names, bars=bars, weights=shared)
         for o in asked
     }
-    lag = np.arange(lags + 1) * float(decided["save_every"])
-    units = "1" if config.found is None else _lag_units(config.found.time_units)
+    lag = np.arange(lags + 1) * step
     labelled = label_responses(ResponseSet(channels, sources, asked, found, lag, names, units))
     title = {"title": "responses with error bars", "level": level, "Conventions": "CF-1.11"}
     groups = {name: one.assign_attrs(title) for name, one in labelled.items()}
     if len(groups) == 1:
         return groups[""]
     return xr.DataTree.from_dict({f"/{name}": one for name, one in groups.items()})
+
+
+def _warn_unseen(name: str, source: Source) -> None:
+    """Tell what recalibration could not repair: it is left raw there."""
+    if not isinstance(source, Learned) or source.stein is None:
+        return
+    unseen, all_of_them = int(source.unresolved.sum()), source.unresolved.size
+    if unseen or bool(source.repair.refused.any()):
+        what = f"{unseen} of {all_of_them} numbers" if unseen else "the data"
+        warnings.warn(
+            f"score '{name}' is far from a score of {what}: the response to a kick of them is "
+            "not recalibrated; use another score or more data",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _named(score: Any) -> dict[str, Any]:
@@ -182,48 +217,32 @@ class _Reader:
     """Blocks of arranged data as tensors, `(member, time, field, *shape)`."""
 
     def __init__(self, data: xr.Dataset, config: DataConfig) -> None:
-        assert config.found is not None
-        self._data, self._config = data, config
-        fields = tuple(Field(f.name, f.long_name, f.units) for f in config.found.fields)
-        self.saved = Saved(fields, config.found.shape, config.homogeneous)
-        self.members, self.times = data.sizes["member"], data.sizes[TIME]
-        self.snapshots = self._snapshots()
+        assert config.found is not None, "written by `describe`"
+        self.data, self.found, self._names = data, config.found, config.variables
+        self.saved = saved_of(config)
+        self.members, self.times = data.sizes[MEMBER], data.sizes[TIME]
+        keep = max(3, FIT_NUMBERS // max(1, self.saved.numbers * self.members))
+        self._stride = max(1, -(-self.times // keep))
+        self.snapshots = self.thinned(data)
         self.statistics = Statistics.fit(self.snapshots, homogeneous=config.homogeneous)
 
-    def block(self, members: slice, times: slice, data: xr.Dataset | None = None) -> Tensor:
+    def block(self, members: range, times: range, data: xr.Dataset | None = None) -> Tensor:
         """One block, in the precision of the data.
 
         Raises:
             UserError: a value that is no number.
         """
-        part = (self._data if data is None else data).isel(member=members, time=times)
-        names = self._config.variables
-        values = np.stack([np.asarray(part[name].values) for name in names], axis=2)
-        for index, name in enumerate(names):
-            bad = first_bad(values[:, :, index])
-            if bad is not None:
-                raise UserError(
-                    f"variable '{name}' has a value that is no number at member "
-                    f"{members.start + bad[0]}, time index {times.start + bad[1]}; fill the gaps"
-                )
+        part = self.data if data is None else data
+        values = block_of(part, self._names, members=members, times=times)
         single = values.dtype == np.float32
         return torch.from_numpy(values.astype(np.float32 if single else np.float64, copy=False))
 
-    def _snapshots(self) -> Tensor:
-        """Snapshots that scores are fitted to: all, or evenly spaced times of large data."""
-        keep = max(3, FIT_NUMBERS // max(1, self.saved.numbers * self.members))
-        stride = max(1, -(-self.times // keep))
-        parts = [
-            self.block(slice(m, m + 1), slice(0, self.times), self._data)[:, ::stride]
-            if stride == 1
-            else self._thinned(m, stride)
-            for m in range(self.members)
-        ]
+    def thinned(self, data: xr.Dataset) -> Tensor:
+        """Snapshots `(member * time, field, *shape)`: all, or evenly spaced times of large data."""
+        thin = data.isel({TIME: slice(0, None, self._stride)})
+        times = range(thin.sizes[TIME])
+        parts = [self.block(range(m, m + 1), times, thin) for m in range(self.members)]
         return torch.cat(parts).flatten(0, 1)
-
-    def _thinned(self, member: int, stride: int) -> Tensor:
-        thin = self._data.isel(time=slice(0, None, stride))
-        return self.block(slice(member, member + 1), slice(0, thin.sizes[TIME]), thin)
 
 
 def _score(
@@ -232,13 +251,7 @@ def _score(
     """The score as a function, and as data where it was given so."""
     homogeneous = reader.saved.homogeneous
     if isinstance(one, xr.Dataset):
-        names = {f"score_{n}": n for n in config.variables if f"score_{n}" in one}
-        given = arrange(one.rename(names), config)
-        if given.sizes != reader._data.sizes:
-            raise UserError(
-                f"the scores have {dict(given.sizes)}, the data {dict(reader._data.sizes)}; "
-                "evaluate the score at the same members, times and places"
-            )
+        given = _given_scores(one, reader.data, config)
 
         def only_data(_: Tensor) -> Tensor:
             raise UserError("this perturbation needs the score as a function, not as data")
@@ -257,6 +270,36 @@ def _score(
     )
 
 
+def _given_scores(one: xr.Dataset, data: xr.Dataset, config: DataConfig) -> xr.Dataset:
+    """Scores as data, arranged; refused where they belong to other members, times or places."""
+    names = {f"score_{n}": n for n in config.variables if f"score_{n}" in one}
+    renamed = one.rename(names)
+    missing = [n for n in config.variables if n not in renamed]
+    if missing:
+        raise UserError(
+            f"the scores have {sorted(map(str, one.data_vars))}; need '{missing[0]}' or "
+            f"'score_{missing[0]}'"
+        )
+    given = arrange(renamed, config)
+    cure = "evaluate the score at the same members, times and places"
+    if dict(given.sizes) != dict(data.sizes):
+        raise UserError(f"the scores have {dict(given.sizes)}, the data {dict(data.sizes)}; {cure}")
+    for name in map(str, data.dims):
+        if name in given.coords and name in data.coords:
+            theirs, ours = given[name].values, data[name].values
+            if theirs.dtype.kind == "f" and ours.dtype.kind in "fiu":
+                spacing = np.abs(np.diff(ours)).min(initial=np.inf)
+                same = bool((np.abs(theirs - ours) <= EVEN * spacing).all())
+            else:
+                same = np.array_equal(theirs, ours)
+            if not same:
+                raise UserError(
+                    f"the scores have {name} {theirs[0]} to {theirs[-1]}, the data {ours[0]} to "
+                    f"{ours[-1]}, or others in between; {cure}"
+                )
+    return given
+
+
 def _sums(
     reader: _Reader,
     channels: Channels,
@@ -271,6 +314,11 @@ def _sums(
     whole = by == "member" or (by == "auto" and reader.members >= ENOUGH_MEMBERS)
     length = max(4 * lags, 64)
     blocks = [range(t, min(t + length, reader.times)) for t in range(0, reader.times, length)]
+    if reader.members == 1 and len(blocks) < FEWEST_BLOCKS:
+        raise UserError(
+            f"1 member of {reader.times} times: an error bar needs {FEWEST_BLOCKS} blocks of "
+            f"{length}, or 2 members; lengthen the data or lower max_lag"
+        )
     pairs = np.stack(
         [pair_counts(b.start, b.stop, length=reader.times, max_lag=lags) for b in blocks]
     ).astype(np.float64)
@@ -279,11 +327,12 @@ def _sums(
     for member in range(reader.members):
         own: dict[str, list[Floats]] = {}
         for part in _pieces(blocks, together):
-            at = slice(member, member + 1)
-            reach = min(part[-1].stop + lags, reader.times)
-            x = reader.block(at, slice(part[0].start, reach))
-            past = slice(part[0].start, part[-1].stop)
-            s = _evaluated(reader, score, given, at, past, x)
+            at, past = range(member, member + 1), range(part[0].start, part[-1].stop)
+            x = reader.block(at, range(past.start, min(past.stop + lags, reader.times)))
+            if given is None:
+                s = _evaluated(score, x[:, : len(past)].flatten(0, 1)).unflatten(0, (1, -1))
+            else:
+                s = reader.block(at, past, given)
             sums = block_sums(channels, constants, x, s, score, blocks=part, max_lag=lags)
             for name, values in sums.items():
                 own.setdefault(name, []).append(values)
@@ -299,53 +348,53 @@ def _pieces(blocks: Sequence[range], together: int) -> Iterator[Sequence[range]]
         yield blocks[first : first + together]
 
 
-def _evaluated(
-    reader: _Reader,
-    score: Score,
-    given: xr.Dataset | None,
-    members: slice,
-    times: slice,
-    x: Tensor,
-) -> Tensor:
-    if given is not None:
-        return reader.block(members, times, given)
-    past = x[:, : times.stop - times.start]
+def _evaluated(score: Score, x: Tensor) -> Tensor:
+    """Scores of snapshots `(batch, field, *shape)`, in batches.
+
+    Raises:
+        UserError: a score of another shape, or with values that are no numbers.
+    """
     with torch.no_grad():
-        return score(past.flatten(0, 1)).reshape(past.shape).to(x.dtype)
+        s = torch.cat([score(part) for part in x.split(BATCH)])
+    if s.shape != x.shape or not bool(torch.isfinite(s).all()):
+        raise UserError(
+            f"the score of snapshots {tuple(x.shape)} has shape {tuple(s.shape)}, or values that "
+            "are no numbers; it must be finite and of the same shape"
+        )
+    return s.to(x.dtype)
 
 
 def _constants(
     reader: _Reader, channels: Channels, score: Score, given: xr.Dataset | None
 ) -> Constants:
-    stride = max(1, reader.times // 512)
-    everyone = slice(0, reader.members)
-    at = [slice(t, t + 1) for t in range(0, reader.times, stride)]
-    x = torch.cat([reader.block(everyone, t) for t in at], dim=1)
-    s = torch.cat(
-        [_evaluated(reader, score, given, everyone, t, reader.block(everyone, t)) for t in at],
-        dim=1,
-    )
-    x, s = x.flatten(0, 1), s.flatten(0, 1)
+    """Means to centre by; and the recalibration, from all snapshots that scores are fitted to."""
+    x = reader.snapshots
+    s = _evaluated(score, x) if given is None else reader.thinned(given)
     repair = None
     if channels.versions == 2:
-        maps, mean = reader.saved.maps, x.double().mean(0)
+        maps, mean = reader.saved.maps, x.mean(0, dtype=torch.float64)
         if maps:
             mean = mean.mean(tuple(range(1, mean.ndim)), keepdim=True)
-        stein = lag_zero_matrix(x.double() - mean, s.double(), maps=maps) / len(x)
-        repair = LinearRecalibration.fit(stein, maps=maps, shape=reader.saved.shape)
-    return Constants.of(channels, x, s, score, recalibration=repair)
+        parts = zip(x.split(BATCH), s.split(BATCH), strict=True)
+        stein = sum(lag_zero_matrix(a.double() - mean, b.double(), maps=maps) for a, b in parts)
+        repair = LinearRecalibration.fit(
+            torch.as_tensor(stein) / len(x), maps=maps, shape=reader.saved.shape
+        )
+    few = slice(None, None, max(1, len(x) // CENTRE))
+    return Constants.of(channels, x[few], s[few], score, recalibration=repair)
 
 
-def _lags(max_lag: float | np.timedelta64, step: float, times: int) -> int:
-    value = max_lag / np.timedelta64(1, "s") if isinstance(max_lag, np.timedelta64) else max_lag
-    lags = round(float(value) / step)
+def _lags(max_lag: float | timedelta | np.timedelta64, step: float, units: str, times: int) -> int:
+    if isinstance(max_lag, timedelta | np.timedelta64):
+        if units not in SECONDS:
+            raise UserError(f"max_lag={max_lag}: the times of the data are numbers; give a number")
+        seconds = np.timedelta64(max_lag) / np.timedelta64(1, "s")
+        lags = round(float(seconds) / SECONDS[units] / step)
+    else:
+        lags = round(float(max_lag) / step)
     if not 1 <= lags < times:
         raise UserError(
             f"max_lag={max_lag} is {lags} saved samples; needs 1 to {times - 1}: the data have "
             f"{times} times, {step:g} apart"
         )
     return lags
-
-
-def _lag_units(time_units: str) -> str:
-    return "s" if time_units.startswith("seconds since") else time_units

@@ -177,6 +177,8 @@ class FoundConfig(_Strict):
     shape: tuple[int, ...]
     start: float = 0.0
     time_units: str = "1"
+    calendar: str = Field("", description="of dates, where it is not the usual one")
+    fingerprint: str = Field("", description="of the first times: other data are another run")
 
 
 class DataConfig(_Strict):
@@ -269,7 +271,7 @@ def load_experiment(source: str, settings: Sequence[str] = ()) -> Experiment:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no experiment; needed keys such as name and system")
     for setting in settings:
-        _apply(content, setting)
+        apply_setting(content, setting)
     return parse_experiment(content)
 
 
@@ -285,7 +287,12 @@ def parse_experiment(content: Mapping[str, Any]) -> Experiment:
         raise UserError(explain(error, Experiment)) from None
 
 
-def _apply(content: dict[str, Any], setting: str) -> None:
+def apply_setting(content: dict[str, Any], setting: str) -> None:
+    """Put one `a.b=c` into plain data.
+
+    Raises:
+        UserError: not of that form.
+    """
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set {setting}: needed KEY=VALUE, such as ensemble.members=64")

@@ -22,7 +22,8 @@ from workflow.config import (
 )
 from workflow.dynamics import build_system, parameters_of
 from workflow.interfaces import HasExactScore, UserError
-from workflow.recorded import find
+from workflow.recorded import find, saved_of
+from workflow.responses.perturbations import usual_perturbation
 from workflow.runs import Run, read_own
 
 
@@ -52,6 +53,8 @@ def open_experiment(experiment: Experiment, runs: Path, where: Path) -> Run:
         data, decided = find(experiment.data, where)
         resolved["data"] = data.model_dump(mode="json")
         resolved["ensemble"] |= decided
+        if "perturbations" not in experiment.response.model_fields_set:
+            resolved["response"]["perturbations"] = [usual_perturbation(saved_of(data))]
     for spec in resolved["response"]["perturbations"]:
         if isinstance(spec, dict) and "file" in spec:
             spec["file"] = str((where / str(spec["file"])).resolve())

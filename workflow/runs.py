@@ -26,7 +26,8 @@ from workflow.config import (
     parse_experiment,
 )
 from workflow.dynamics import build_system
-from workflow.interfaces import SPACE, Field, Part, Saved, System, UserError
+from workflow.interfaces import SPACE, Part, Saved, System, UserError
+from workflow.recorded import saved_of
 
 Notify = Callable[[str, int, int], None]
 """Called with (stage, blocks done, blocks in all)."""
@@ -61,10 +62,7 @@ class Run:
         """What is saved at every time: of the system, or found in the user's data."""
         if self.experiment.data is None:
             return Saved(tuple(self.system.fields), self.system.shape, self.system.homogeneous)
-        found = self.experiment.data.found
-        assert found is not None, "written by open_run"
-        fields = tuple(Field(f.name, f.long_name, f.units) for f in found.fields)
-        return Saved(fields, found.shape, self.experiment.data.homogeneous)
+        return saved_of(self.experiment.data)
 
     @property
     def ensemble(self) -> Path:

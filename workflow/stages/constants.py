@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import distributed
@@ -24,7 +24,13 @@ from workflow.responses.stein import LinearRecalibration, lag_zero_matrix
 from workflow.responses.sums import Constants
 from workflow.runs import Notify, Run, load_run
 from workflow.stages.blocks import facts_since, run_blocks
-from workflow.stages.data import load_estimator, load_sample, read_ensemble, read_scores
+from workflow.stages.data import (
+    load_estimator,
+    load_sample,
+    read_ensemble,
+    read_places,
+    read_scores,
+)
 
 STAGE = "constants"
 BATCH = 1024
@@ -69,12 +75,7 @@ def _block(name: str) -> str:
 
 def _constants(run: Run, name: str, channels: Channels) -> dict[str, Tensor]:
     x, places = load_sample(run)
-    s = torch.cat(
-        [
-            torch.from_numpy(read_scores(run, name, range(m, m + 1), range(t, t + 1)))
-            for m, t in places
-        ]
-    ).flatten(0, 1)
+    s = read_places(run, places, partial(read_scores, run, name))
     repair = None
     if channels.versions == 2:
         stein, saved = _stein(run, name), run.saved

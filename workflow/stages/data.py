@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,32 @@ def load_sample(run: Run) -> tuple[Tensor, list[tuple[int, int]]]:
     count = min(SAMPLE, len(members) * len(times))
     at = np.linspace(0, len(times) - 1, count).round().astype(int)
     places = [(members[i % len(members)], times[int(t)]) for i, t in enumerate(at)]
-    blocks = [read_ensemble(run, range(m, m + 1), range(t, t + 1)) for m, t in places]
-    return torch.from_numpy(np.concatenate(blocks)).flatten(0, 1), places
+    return read_places(run, places, partial(read_ensemble, run)), places
+
+
+def read_places(
+    run: Run, places: Sequence[tuple[int, int]], read: Callable[[range, range], np.ndarray]
+) -> Tensor:
+    """Snapshots `(place, field, *shape)` at some members and times.
+
+    Args:
+        run: the run.
+        places: (member, time) of each.
+        read: block `(member, time, field, *shape)` of the ensemble or of scores.
+    """
+    size = run.experiment.ensemble.group
+    # A chunk is read and checked as a whole: once, not once for every snapshot in it.
+    chunks: dict[tuple[int, int], list[int]] = {}
+    for index, (member, time) in enumerate(places):
+        chunks.setdefault((member // size, time // run.chunk_times), []).append(index)
+    found: dict[int, np.ndarray] = {}
+    for (group, segment), inside in chunks.items():
+        members, times = run.groups[group], run.segment_times(segment)
+        block = read(members, times)
+        for index in inside:
+            member, time = places[index]
+            found[index] = block[member - members.start, time - times.start]
+    return torch.from_numpy(np.stack([found[index] for index in range(len(places))]))
 
 
 def read_ensemble(run: Run, members: range, times: range) -> np.ndarray:
