@@ -17,14 +17,16 @@ import xarray as xr
 
 from workflow.dynamics.grid import Grid
 from workflow.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
+from workflow.interfaces import UserError
 from workflow.responses.control_variates import control, control_by_stein
 from workflow.responses.recalibration import recalibrate
-from workflow.responses.resampling import Units, ratio, unit_weights
+from workflow.responses.resampling import Units, ratio, resampling_units, unit_weights
 from workflow.responses.statistics import estimate, jackknife
 
 SYSTEM = OrnsteinUhlenbeck(grid=16, dim=2, dt=1.0)
 OU_LAGS = np.array([0, 1, 2, 5, 10, 20, 40])
 AC_LAGS = np.array([0, 1, 2, 3, 5, 10, 20])
+LONG = {"members": 1, "length": 10000, "block": 100}
 RESOLVED = np.zeros((16, 16), dtype=bool)
 
 
@@ -98,16 +100,18 @@ def ou_part(replicas, *, members, length, block, wrong=0.0):
 
     `wrong`: the score is that of C_k (1 + wrong), as a learned score might be.
     """
-    errors, inside = {}, {}
+    errors, inside, refused = {}, {}, 0
     for replica in range(replicas):
         rng = np.random.default_rng([5, replica])
         x_hat, variance, factor = spectra(members, length, rng)
         truth = np.stack([np.fft.ifft2(factor**lag).real for lag in OU_LAGS])
         s_hat = -x_hat / (variance * (1 + wrong))
         sums, pairs = sums_of(x_hat, s_hat, lags=OU_LAGS, block=block)
-        units = Units(members, len(pairs), max(1, members * len(pairs) // 20))
-        if members >= 8:
-            units = Units(members, len(pairs), len(pairs))
+        try:
+            units = resampling_units(sums, pairs)
+        except UserError:
+            refused += 1
+            continue
         for name, (used, statistic) in ways(sums, pairs, units).items():
             apply = statistic if statistic is not None else (lambda r: r)
 
@@ -126,7 +130,7 @@ def ou_part(replicas, *, members, length, block, wrong=0.0):
                 errors.setdefault(label, []).append(((found - truth) ** 2).sum(axis=(1, 2)))
                 inside.setdefault(label, []).append(np.abs(error) <= half)
     mse = {name: np.mean(v, axis=0) for name, v in errors.items()}
-    return mse, {name: np.mean(v, axis=0) for name, v in inside.items()}
+    return mse, {name: np.mean(v, axis=0) for name, v in inside.items()}, refused
 
 
 def ac_part(folder, estimator):
@@ -166,11 +170,11 @@ def print_ou(replicas):
     wrong = "32 members x 400, score of a variance 10 % too large"
     for text, number, settings in (
         ("32 members x 400, exact score", replicas, ensemble),
-        ("1 run x 4000, exact score", replicas, {"members": 1, "length": 4000, "block": 50}),
+        ("1 run x 10000, exact score", replicas, LONG),
         (wrong, replicas // 4, {**ensemble, "wrong": 0.1}),
     ):
-        mse, covered = ou_part(number, **settings)
-        print(f"\n## OU SPDE, {text}, {number} replicas")
+        mse, covered, refused = ou_part(number, **settings)
+        print(f"\n## OU SPDE, {text}, {number} replicas, {refused} refused as too short")
         print(table("squared error over that of the ratio less bias", OU_LAGS[1:]))
         for name in mse:
             print(row(name, (mse[name] / mse["ratio less bias"])[1:]))

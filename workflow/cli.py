@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
+from workflow.cli_forecast import forecast
 from workflow.interfaces import UserError
+from workflow.options import (
+    HERE,
+    Data,
+    Dims,
+    Estimator,
+    Homogeneous,
+    Json,
+    MaxLag,
+    Name,
+    Quiet,
+    RunName,
+    Runs,
+    Settings,
+    Source,
+    SourceOrData,
+    Variables,
+    Verbose,
+    tell,
+)
 from workflow.progress import Progress
 
 if TYPE_CHECKING:
@@ -26,35 +44,18 @@ app = typer.Typer(
     help="Responses of stochastic systems to small forcings, learned from unperturbed data.",
 )
 
-Source = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="shipped experiment, YAML file, or run")
-]
-Name = Annotated[str, typer.Argument(metavar="RUN", help="name of a run, or its folder")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key")
-]
-Runs = Annotated[Path, typer.Option("--runs", help="where run folders live")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
-Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="say more")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but errors")]
-HERE = Path("runs")
-
 
 def _go(
-    source: str,
+    run: Run,
     stages: tuple[str, ...] | None,
-    settings: list[str] | None,
-    runs: Path,
     as_json: bool,
     verbose: int,
     quiet: bool,
 ) -> None:
-    from workflow.runs import open_run
     from workflow.stages.health import status as status_of
     from workflow.stages.pipeline import STAGES as ALL
     from workflow.stages.pipeline import run_stages
 
-    run = open_run(source, runs, settings or [])
     with Progress(quiet=quiet or as_json, verbose=verbose) as progress:
         try:
             run_stages(run, stages or ALL, command=" ".join(sys.argv), notify=progress)
@@ -63,8 +64,10 @@ def _go(
             raise CorruptBlock(f"{error}; {cure}, then run again") from error
     page = run.folder / "report" / "index.html"
     done = stages is None or "report" in stages
-    line = f"report: {page.resolve()}" if done else f"run: {run.folder.resolve()}"
-    _tell(status_of(run) if as_json else None, [line], as_json, quiet)
+    lines = [f"report: {page.resolve()}" if done else f"run: {run.folder.resolve()}"]
+    if run.experiment.data is not None and (stages is None or "respond" in stages):
+        lines.insert(0, f"response: {run.response.resolve()}")
+    tell(status_of(run) if as_json else None, lines, as_json, quiet)
 
 
 STAGES = {
@@ -72,15 +75,13 @@ STAGES = {
     "simulate": "The ensemble, and the paired perturbed runs.",
     "train": "The score, on MPI ranks.",
     "evaluate": "Every score estimator on the ensemble.",
-    "respond": "Responses with error bars.",
+    "respond": "Responses with error bars; with --data, all stages of your own data.",
     "report": "Pictures, index.html and summary.json.",
 }
 """Help of the commands that make something; `run` makes all, the others one stage each."""
 
 
 def _stage_command(name: str) -> Callable[..., None]:
-    stages = None if name == "run" else (name,)
-
     def command(
         experiment: Source,
         settings: Settings = None,
@@ -89,13 +90,51 @@ def _stage_command(name: str) -> Callable[..., None]:
         verbose: Verbose = 0,
         quiet: Quiet = False,
     ) -> None:
-        _go(experiment, stages, settings, runs, as_json, verbose, quiet)
+        from workflow.opening import open_run
+
+        _go(open_run(experiment, runs, settings or []), (name,), as_json, verbose, quiet)
+
+    return command
+
+
+def _data_command(name: str) -> Callable[..., None]:
+    """A stage, or all; of an experiment, or of somebody's data and then always all."""
+    stages = None if name == "run" else (name,)
+
+    def command(
+        experiment: SourceOrData = None,
+        data: Data = None,
+        variable: Variables = None,
+        dims: Dims = None,
+        homogeneous: Homogeneous = False,
+        max_lag: MaxLag = None,
+        estimator: Estimator = None,
+        run_name: RunName = None,
+        settings: Settings = None,
+        runs: Runs = HERE,
+        as_json: Json = False,
+        verbose: Verbose = 0,
+        quiet: Quiet = False,
+    ) -> None:
+        from workflow.opening import open_run
+        from workflow.own_data import asked, open_own_data
+
+        options = (variable, dims, homogeneous, max_lag, estimator, run_name)
+        own = asked(experiment, data, *options)
+        if own is None:
+            run = open_run(str(experiment), runs, settings or [])
+            return _go(run, stages, as_json, verbose, quiet)
+        run, told = open_own_data(own, runs, settings or [])
+        tell(None, [] if as_json else told, False, quiet)
+        _go(run, None, as_json, verbose, quiet)
 
     return command
 
 
 for _name, _help in STAGES.items():
-    app.command(_name, help=_help)(_stage_command(_name))
+    _make = _data_command if _name in ("run", "respond") else _stage_command
+    app.command(_name, help=_help)(_make(_name))
+app.command("forecast")(forecast)
 
 
 @app.command()
@@ -107,7 +146,7 @@ def plan(
     quiet: Quiet = False,
 ) -> None:
     """Sizes, files and core-hours; writes nothing."""
-    from workflow.runs import open_run
+    from workflow.opening import open_run
     from workflow.stages.plan import plan as plan_of
 
     found = plan_of(open_run(experiment, runs, settings or []))
@@ -115,7 +154,7 @@ def plan(
     for key, value in found.items():
         text = f"{value / 2**20:.1f} MiB" if "bytes" in key else str(value)
         lines.append(f"{key.replace('_', ' '):32} {text}")
-    _tell(found, lines, as_json, quiet)
+    tell(found, lines, as_json, quiet)
 
 
 @app.command()
@@ -137,7 +176,7 @@ def status(
     lines.append(f"  report     {found['report'] or 'not yet'}")
     if verbose:
         lines += [f"  {stage:10} {s:>8} s" for stage, s in found["wall_seconds"].items()]
-    _tell(found, lines, as_json, quiet)
+    tell(found, lines, as_json, quiet)
 
 
 @app.command()
@@ -193,7 +232,7 @@ def doctor(
     checks = found["checks"]
     for check, one in checks.items():
         lines.append(f"  {check:14} {'ok' if one['ok'] else 'FAILED'}: {one['message']}")
-    _tell(found, lines, as_json, quiet)
+    tell(found, lines, as_json, quiet)
     failed = [f"{check}: {one['message']}" for check, one in checks.items() if not one["ok"]]
     if failed:
         more = f" (and {len(failed) - 1} more)" if failed[1:] else ""
@@ -211,17 +250,7 @@ def _tell_problems(
     if not problems:
         lines.append("every file is as it was written")
     found = [{"block": p.block, "path": str(p.path), "what": p.what} for p in problems]
-    _tell(found, lines, as_json, quiet)
-
-
-def _tell(found: Any, lines: Sequence[str], as_json: bool, quiet: bool) -> None:
-    """Print what was found: for programs, for people, or not at all."""
-    if as_json:
-        lines = [json.dumps(found, indent=2, default=str)]
-    elif quiet:
-        return
-    for line in lines:
-        typer.echo(line)
+    tell(found, lines, as_json, quiet)
 
 
 class Stopped(BaseException):

@@ -106,9 +106,9 @@ class KgmmConfig(_Strict):
 
     sigma: float = Field(0.05, gt=0, description="noise, standard deviations of each variable")
     probability: float = Field(1e-3, gt=0, lt=1, description="least share of points in a cluster")
-    hidden: tuple[int, ...] = (50, 25)
-    epochs: int = Field(2000, ge=1)
-    batch: int = Field(32, ge=1)
+    hidden: tuple[int, ...] = Field((50, 25), description="widths of the network's layers")
+    steps: int = Field(5000, ge=1, description="steps of Adam")
+    batch: int = Field(32, ge=1, description="clusters in a step")
 
 
 class ScoreConfig(_Strict):
@@ -150,6 +150,9 @@ class ResponseConfig(_Strict):
     max_lag: float = Field(100.0, gt=0)
     recalibrate: bool = True
     checks: bool = Field(True, description="test scores and data by identities they must obey")
+    control_variates: bool = Field(
+        False, description="for 'exact' on homogeneous fields: instead of its recalibration"
+    )
     error: ErrorConfig = ErrorConfig()
 
 
@@ -176,6 +179,8 @@ class FoundConfig(_Strict):
     shape: tuple[int, ...]
     start: float = 0.0
     time_units: str = "1"
+    calendar: str = Field("", description="of dates, where it is not the usual one")
+    fingerprint: str = Field("", description="of the first times: other data are another run")
 
 
 class DataConfig(_Strict):
@@ -240,7 +245,8 @@ class Experiment(_Strict):
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
-_FREE = ("cluster", "report", "response.checks")
+_FREE = ("cluster", "report", "response", "direct")
+"""Sections that an existing run may change: stages make again what depends on them."""
 _GROWING = ("ensemble.length", "ensemble.members")
 
 
@@ -267,7 +273,7 @@ def load_experiment(source: str, settings: Sequence[str] = ()) -> Experiment:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no experiment; needed keys such as name and system")
     for setting in settings:
-        _apply(content, setting)
+        apply_setting(content, setting)
     return parse_experiment(content)
 
 
@@ -283,7 +289,12 @@ def parse_experiment(content: Mapping[str, Any]) -> Experiment:
         raise UserError(explain(error, Experiment)) from None
 
 
-def _apply(content: dict[str, Any], setting: str) -> None:
+def apply_setting(content: dict[str, Any], setting: str) -> None:
+    """Put one `a.b=c` into plain data.
+
+    Raises:
+        UserError: not of that form.
+    """
     key, equals, text = setting.partition("=")
     if not equals or not key:
         raise UserError(f"--set {setting}: needed KEY=VALUE, such as ensemble.members=64")
@@ -347,8 +358,7 @@ def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     refused = []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
-        free = key in _FREE or key.split(".")[0] in _FREE
-        if was == now or free or key == "score.train.steps":
+        if was == now or key.split(".")[0] in _FREE or key == "score.train.steps":
             continue
         if key in _GROWING and isinstance(was, (int, float)) and now is not None and now > was:
             continue

@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -20,18 +20,14 @@ import yaml
 from hpc.files import atomic_write_bytes, atomic_write_json
 from hpc.ledger import Ledger
 from workflow import __version__
-from workflow.checks import check
 from workflow.config import (
-    EXPERIMENTS,
     Experiment,
     digest,
-    load_experiment,
     parse_experiment,
-    refused_changes,
 )
-from workflow.dynamics import build_system, parameters_of
-from workflow.interfaces import SPACE, Field, HasExactScore, Part, Saved, System, UserError
-from workflow.recorded import find
+from workflow.dynamics import build_system
+from workflow.interfaces import SPACE, Part, Saved, System, UserError
+from workflow.recorded import saved_of
 
 Notify = Callable[[str, int, int], None]
 """Called with (stage, blocks done, blocks in all)."""
@@ -66,10 +62,7 @@ class Run:
         """What is saved at every time: of the system, or found in the user's data."""
         if self.experiment.data is None:
             return Saved(tuple(self.system.fields), self.system.shape, self.system.homogeneous)
-        found = self.experiment.data.found
-        assert found is not None, "written by open_run"
-        fields = tuple(Field(f.name, f.long_name, f.units) for f in found.fields)
-        return Saved(fields, found.shape, self.experiment.data.homogeneous)
+        return saved_of(self.experiment.data)
 
     @property
     def ensemble(self) -> Path:
@@ -318,52 +311,6 @@ class Run:
         }
 
 
-def open_run(source: str, runs: Path, settings: Sequence[str] = ()) -> Run:
-    """The run of an experiment, new or existing, checked; writes nothing.
-
-    Raises:
-        UserError: anything in the experiment that cannot be run, or changed science.
-    """
-    where = Path(source).resolve().parent if Path(source).suffix else Path.cwd()
-    if str(where) not in sys.path:
-        sys.path.insert(0, str(where))
-    existing = runs / source / "experiment.yaml"
-    shipped = EXPERIMENTS / f"{source}.yaml"
-    found = existing if existing.is_file() and not shipped.is_file() else None
-    experiment = load_experiment(str(found or source), settings)
-    return open_experiment(experiment, runs, where)
-
-
-def open_experiment(experiment: Experiment, runs: Path, where: Path) -> Run:
-    """The run of a parsed experiment; paths in it are relative to `where`. As `open_run`."""
-    resolved = experiment.model_dump(mode="json")
-    if experiment.system is not None:
-        system = build_system(experiment.system)
-        resolved["system"] = parameters_of(system, experiment.system)
-    if experiment.data is not None:
-        data, decided = find(experiment.data, where)
-        resolved["data"] = data.model_dump(mode="json")
-        resolved["ensemble"] |= decided
-    if "estimators" not in experiment.response.model_fields_set:
-        resolved["response"]["estimators"] = _possible_estimators(experiment, resolved)
-    experiment = parse_experiment(resolved)
-    run = Run(runs / experiment.name, experiment)
-    check(run)
-    _refuse_changed_science(run)
-    return run
-
-
-def _possible_estimators(experiment: Experiment, resolved: Mapping[str, Any]) -> list[str]:
-    """All that this experiment can have, where the user did not choose."""
-    learned = experiment.score.estimator
-    names: list[str] = [learned] if learned in ("neural", "kgmm") else []
-    names.append("gaussian")
-    if experiment.system is not None:
-        exact = isinstance(build_system(resolved["system"]), HasExactScore)
-        names += [*(["exact"] if exact else []), "direct"]
-    return names
-
-
 def load_run(name: str | Path, runs: Path) -> Run:
     """An existing run by name or folder.
 
@@ -378,16 +325,16 @@ def load_run(name: str | Path, runs: Path) -> Run:
 
 @lru_cache(maxsize=8)
 def _load(folder: Path, _stamp: int) -> Run:
-    content = _read(folder / "experiment.yaml", yaml.safe_load)
+    content = read_own(folder / "experiment.yaml", yaml.safe_load)
     provenance = folder / "provenance.json"
     if provenance.is_file():
-        for entry in _read(provenance, json.loads).get("python_path", []):
+        for entry in read_own(provenance, json.loads).get("python_path", []):
             if entry not in sys.path:
                 sys.path.insert(0, entry)
     return Run(folder, parse_experiment(content))
 
 
-def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+def read_own(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     """Content of one of the files that a run itself wrote.
 
     Raises:
@@ -438,15 +385,3 @@ def wall_times(run: Run) -> dict[str, float]:
     with contextlib.suppress(ValueError, FileNotFoundError):  # worth no refusal
         found = json.loads(path.read_text())
     return found
-
-
-def _refuse_changed_science(run: Run) -> None:
-    path = run.folder / "experiment.yaml"
-    if not path.is_file():
-        return
-    refused = refused_changes(_read(path, yaml.safe_load), run.experiment.model_dump(mode="json"))
-    if refused:
-        raise UserError(
-            f"{run.folder} holds another experiment: {'; '.join(refused)}; "
-            "give the experiment another name or remove the folder"
-        )

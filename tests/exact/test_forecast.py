@@ -13,7 +13,7 @@ from workflow.responses import impulses
 from workflow.responses.forcing import read_forcing
 from workflow.responses.forecast import forecast, forecast_run, step_response, susceptibility
 from workflow.responses.gfdt import impulse_response
-from workflow.responses.statistics import member_weights, resampled_means
+from workflow.responses.resampling import Units, ratio, unit_weights
 
 RATE, OMEGA = 1.3, 2.0
 
@@ -363,7 +363,8 @@ def test_a_forecast_from_data_covers_the_closed_form():
         x[:, time] = factor * x[:, time - 1] + noise[:, time]
     run = xr.DataArray(x, dims=("member", "time"), coords={"time": step * np.arange(length)})
     per_member = impulse_response(run, -run, max_lag=60)
-    draws = resampled_means(per_member.values, member_weights(members, samples=300, seed=1))
+    weights = unit_weights(Units(members, 1, 1), samples=300, seed=1)
+    draws = ratio(per_member.values[:, None], np.ones((1, 61)), weights)
     response = xr.Dataset(
         {
             "response": per_member.mean("member"),

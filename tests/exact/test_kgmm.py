@@ -9,7 +9,7 @@ import torch
 from workflow.dynamics.scalar import Scalar
 from workflow.dynamics.triad import Triad
 from workflow.interfaces import ScoreEstimator, UserError
-from workflow.responses.correlation import LagCorrelation
+from workflow.responses.correlation import lag_sums, pair_counts
 from workflow.scores.closed_form import DenseGaussian
 from workflow.scores.kgmm import KGMM
 from workflow.scores.partition import Partition
@@ -32,17 +32,11 @@ def run(system, *, members, spinup, saves, every, seed):
     return torch.stack(saved, dim=1)
 
 
-def response(a, score, *, max_lag):
-    """-<a(t) s(0)> per member, centred."""
-    correlation = LagCorrelation(
-        (),
-        max_lag=max_lag,
-        length=a.shape[1],
-        x_mean=a.mean(dtype=torch.float64).item(),
-        s_mean=score.mean(dtype=torch.float64).item(),
-    )
-    correlation.add(a, score)
-    return correlation.result()
+def response(a, b, *, max_lag):
+    """Centred -<a(t) b(0)> per member, `(member, lag)`."""
+    centred = [v - v.mean(dtype=torch.float64).to(v.dtype) for v in (a, b)]
+    sums = lag_sums(*(v[:, :, None] for v in centred), max_lag=max_lag)[:, :, 0, 0]
+    return -sums / pair_counts(0, a.shape[1], length=a.shape[1], max_lag=max_lag)
 
 
 def gaussian_cloud(points, *, seed=1):

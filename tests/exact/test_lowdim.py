@@ -16,7 +16,7 @@ from workflow.dynamics.linear import Linear
 from workflow.dynamics.scalar import Scalar
 from workflow.dynamics.triad import Triad
 from workflow.interfaces import HasDrift, HasExactResponse, HasExactScore
-from workflow.responses.correlation import LagCorrelation
+from workflow.responses.correlation import lag_sums, pair_counts
 from workflow.scores.closed_form import DenseGaussian
 
 torch.set_num_threads(1)
@@ -222,48 +222,48 @@ GAUSSIAN = {
 }
 
 
+def correlated(a, b, *, max_lag):
+    """Centred -<a(t) b(0)> per member, `(member, lag)`."""
+    centred = [v - v.mean(dtype=torch.float64).to(v.dtype) for v in (a, b)]
+    sums = lag_sums(*(v[:, :, None] for v in centred), max_lag=max_lag)[:, :, 0, 0]
+    return -sums / pair_counts(0, a.shape[1], length=a.shape[1], max_lag=max_lag)
+
+
 def moment_responses(z, score, *, powers, every=0.5):
     """R_n at `LAGS` of standardised z `(member, time)`, with its standard error."""
-    length, max_lag = z.shape[1], round(LAGS[-1] / every)
+    max_lag = round(LAGS[-1] / every)
     places = [round(lag / every) for lag in LAGS]
     answers = {}
     for n in powers:
         a = z**n
-        correlation = LagCorrelation(
-            (), max_lag=max_lag, length=length, x_mean=a.mean().item(), s_mean=score.mean().item()
-        )
-        correlation.add(a, score)
-        per_member = correlation.result()[:, places]
+        per_member = correlated(a, score, max_lag=max_lag)[:, places]
         error = per_member.std(0, ddof=1) / len(per_member) ** 0.5
         answers[n] = per_member.mean(0), error
     return answers
 
 
 @pytest.mark.parametrize(
-    ("members", "saves"),
-    [
-        pytest.param(2000, 500, id="quick"),
-        pytest.param(2000, 5000, id="long", marks=pytest.mark.slow),
-    ],
+    "saves", [500, pytest.param(5000, marks=pytest.mark.slow)], ids=["quick", "long"]
 )
-def test_scalar_moment_responses_are_the_fokker_planck_ones(members, saves):
+def test_scalar_moment_responses_are_the_fokker_planck_ones(saves):
     """R_n(t) = -<z^n(t) s_z(0)>, n = 1, 2, 3, against an eigen-decomposition of Fokker-Planck.
 
-    The long run has 1e7 correlated samples 0.5 apart and must meet the published accuracy.
+    The long run has 1e7 correlated samples 0.5 apart and must meet the published accuracy. That
+    of the Gaussian n = 2 at lag 0, the skewness of the sample, is only twice its standard error.
     """
-    x = run(Scalar(), members=members, spinup=600, saves=saves, every=10, seed=6)[..., 0]
+    x = run(Scalar(), members=2000, spinup=600, saves=saves, every=10, seed=6)[..., 0]
     mean, deviation = x.mean(), x.std()
     z = (x - mean) / deviation
     score = deviation * Scalar().exact_score(x[..., None])[..., 0]
     for n, (response, error) in moment_responses(z, score, powers=(1, 2, 3)).items():
         # The table has four decimals; the sample mean and deviation enter z.
         assert within(response, np.array(EXACT[n]), error + 5e-4)
-        assert np.abs(response - EXACT[n]).max() <= {1: 0.02, 2: 0.05, 3: 0.15}[n]
+        assert saves < 5000 or np.abs(response - EXACT[n]).max() <= {1: 0.02, 2: 0.05, 3: 0.15}[n]
         identity = n * (z ** (n - 1)).mean().item()
         assert within(response[0], identity, error[0])
     for n, (response, error) in moment_responses(z, -z, powers=(1, 2)).items():
         assert within(response, np.array(GAUSSIAN[n]), error + 5e-4)
-        assert np.abs(response - GAUSSIAN[n]).max() <= {1: 0.02, 2: 0.05}[n]
+        assert saves < 5000 or np.abs(response - GAUSSIAN[n]).max() <= {1: 0.02, 2: 0.05}[n]
 
 
 def test_double_well_sensitivities_follow_from_the_unperturbed_run():
@@ -280,11 +280,8 @@ def test_double_well_sensitivities_follow_from_the_unperturbed_run():
         (x, -2 * x - x**2 * s, 0.6806),
     ]
     for a, b, expected in cases:
-        correlation = LagCorrelation(
-            (), max_lag=300, length=x.shape[1], x_mean=a.mean().item(), s_mean=b.mean().item()
-        )
-        correlation.add(a, b)
-        per_member = -np.trapezoid(correlation.result(), dx=DOUBLE_WELL.dt, axis=1)
+        per_lag = correlated(a, b, max_lag=300)
+        per_member = -np.trapezoid(per_lag, dx=DOUBLE_WELL.dt, axis=1)
         error = per_member.std(ddof=1) / len(per_member) ** 0.5
         assert within(per_member.mean(), expected, error)
         assert error <= 0.05 * expected
@@ -345,8 +342,8 @@ def test_triad_noise_splitting_is_of_second_order():
     normals, weights = outcomes()
     mean_squares = []
     for steps in (1, 2, 3):
-        system = Triad(dt=0.4 / steps, sigma_u=1.0)
-        x, chance = torch.tensor([[0.3, 0.1, 0.2]], dtype=torch.float64), torch.ones(1).double()
+        system = Triad(dt=0.02 / steps, sigma_u=1.0)
+        x, chance = torch.tensor([[-0.3, 0.1, 0.2]], dtype=torch.float64), torch.ones(1).double()
         for _ in range(steps):
             count = len(x)
             x = x.repeat_interleave(len(weights), dim=0)
@@ -354,7 +351,7 @@ def test_triad_noise_splitting_is_of_second_order():
             chance = chance.repeat_interleave(len(weights)) * weights.repeat(count)
         mean_squares.append((chance * x[:, 2] ** 2).sum().item())
     one, two, three = mean_squares
-    assert (one - two) / (two - three) == pytest.approx(5.4, rel=0.2)
+    assert (one - two) / (two - three) == pytest.approx(5.4, rel=0.01)
 
 
 def test_triad_mean_response_is_the_propagator():

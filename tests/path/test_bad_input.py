@@ -22,7 +22,8 @@ from hpc.launch import find_mpiexec
 from hpc.lock import run_lock
 from workflow.cli import STOPPING, main
 from workflow.interfaces import UserError
-from workflow.runs import lay_down, load_run, open_run
+from workflow.opening import open_run
+from workflow.runs import lay_down, load_run
 
 TRY_AGAIN, CONFIGURATION = 75, 78
 PATIENCE = 240

@@ -10,7 +10,8 @@ import yaml
 
 from workflow.config import parse_experiment
 from workflow.figures.words import findings
-from workflow.runs import Run, lay_down, open_run
+from workflow.opening import open_run
+from workflow.runs import Run, lay_down
 from workflow.scores.closed_form import fit_gaussian
 from workflow.scores.neural import NeuralScore, WhitenedScore, with_parameters
 from workflow.stages.data import load_estimator, save_tensors

@@ -9,7 +9,7 @@ import xarray as xr
 import yaml
 
 from workflow.dynamics import build_system
-from workflow.runs import open_run
+from workflow.opening import open_run
 from workflow.stages.diagnose import identities_block, langevin_block
 from workflow.stages.health import verify
 from workflow.stages.pipeline import STAGES, run_stages

@@ -20,7 +20,8 @@ import yaml
 
 from hpc.catalog import open_source, read_catalog
 from workflow.config import EXPERIMENTS
-from workflow.runs import load_run, open_run
+from workflow.opening import open_run
+from workflow.runs import load_run
 from workflow.stages.plan import plan
 
 TINY = {
@@ -160,7 +161,7 @@ def test_a_second_run_changes_nothing(finished, work):
 def test_no_member_is_both_trained_on_and_held_out(finished):
     """A score tested on its own data looks better than it is."""
     run = load_run(finished, Path("."))
-    trained, held = set(range(run.test_members.start)), set(run.test_members)
+    trained, held = set(run.training.members), set(run.held_out.members)
     assert trained and held
     assert trained & held == set()
     assert trained | held == set(range(8))
@@ -190,8 +191,61 @@ def test_the_number_of_workers_does_not_change_a_bit(finished, work):
     setting = f"cluster.simulate.workers={workers}"
     done = gfdt("simulate", "tiny.yaml", "--runs", "other", "--set", setting, "-q", cwd=work)
     assert done.returncode == 0, done.stderr
-    stores = ("ensemble", "perturbed")
-    assert chunks(work / "other" / "tiny", *stores) == chunks(finished, *stores)
+    assert chunks(work / "other" / "tiny", "ensemble") == chunks(finished, "ensemble")
+
+
+SHORT = {
+    "name": "short",
+    "system": {"kind": "allen_cahn", "grid": 8},
+    "ensemble": {
+        "members": 4,
+        "group": 4,
+        "spinup": 0.5,
+        "length": 8.0,
+        "save_every": 0.5,
+        "chunk": "4KiB",  # four times
+    },
+    "score": {"estimator": "gaussian"},
+    "response": {"estimators": ["gaussian", "direct"], "max_lag": 2.0},
+    "direct": {"pairs": 8},
+}
+
+
+def short_run(folder, runs, *settings):
+    (folder / "short.yaml").write_text(yaml.safe_dump(SHORT))
+    options = [a for s in (*ALONE, *settings) for a in ("--set", s)]
+    return gfdt("run", "short.yaml", "--runs", runs, "-q", *options, cwd=folder)
+
+
+def test_a_grown_run_has_the_bytes_of_one_made_at_that_size(tmp_path):
+    """More members, and a longer run, cost only what is new."""
+    size = "ensemble.members=8", "ensemble.length=12.0"
+    for runs, settings in (("grown", ()), ("grown", size), ("whole", size)):
+        done = short_run(tmp_path, runs, *settings)
+        assert done.returncode == 0, done.stderr
+        if not settings:
+            receipts = tmp_path / "grown" / "short" / "ledger" / "simulate"
+            before = {path: path.stat().st_mtime_ns for path in receipts.iterdir()}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    grown, whole = tmp_path / "grown" / "short", tmp_path / "whole" / "short"
+    assert chunks(grown, *STORES) == chunks(whole, *STORES)
+    assert xr.open_zarr(grown / "ensemble.zarr").u.shape == (8, 24, 8, 8)
+
+
+def test_a_run_with_a_partly_filled_last_chunk_grows_too(tmp_path):
+    """That block is made again, as no chunk may be partly empty; all others stay."""
+    small = "ensemble.members=6", "ensemble.length=7.0"
+    size = "ensemble.members=8", "ensemble.length=12.0"
+    for runs, settings in (("grown", small), ("grown", size), ("whole", size)):
+        done = short_run(tmp_path, runs, *settings)
+        assert done.returncode == 0, done.stderr
+        if settings == small:
+            receipts = tmp_path / "grown" / "short" / "ledger" / "simulate"
+            names = "spinup-g0000-00001.json", "ensemble-g0000-00000.json"
+            before = {receipts / n: (receipts / n).stat().st_mtime_ns for n in names}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    grown, whole = tmp_path / "grown" / "short", tmp_path / "whole" / "short"
+    assert chunks(grown, *STORES) == chunks(whole, *STORES)
 
 
 def test_killing_any_process_at_any_time_does_not_change_a_bit(finished, work):

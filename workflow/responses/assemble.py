@@ -1,35 +1,21 @@
-"""From sums per unit to responses with error bars: one observable and some lags at a time.
+"""From sources to responses with error bars: one observable and some lags at a time.
 
-A source knows how to answer with any weights over its units. Everything else (standard errors,
-bands, bias, distances between estimators) is the same for scores and for paired runs. Arrays are
-`(perturbation, lag, *trailing)`; the trailing axes are those of the observable.
+Standard errors, bands, bias and distances between estimators are the same for scores and for
+paired runs. Arrays are `(perturbation, lag, *trailing)`; the trailing axes are those of the
+observable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from workflow.responses.channels import Channels
 from workflow.responses.observables import Observable
-from workflow.responses.resampling import Units, jackknife_weights, ratio
+from workflow.responses.resampling import Units
+from workflow.responses.sources import Floats, Source
 from workflow.responses.statistics import critical_value, distance, with_interval
-from workflow.responses.stein import (
-    Flags,
-    Numbers,
-    Repair,
-    answers,
-    displacements,
-    half_spectrum,
-    invert,
-    unresolved_numbers,
-)
-
-Floats = NDArray[np.floating]
 
 CHUNK_NUMBERS = 1 << 24
 """Numbers of the resamples of one estimator held at once: 128 MiB in float64."""
@@ -38,194 +24,17 @@ MEASURES = ("l2", "linf", "l2_corrected", "l2_squared")
 """Distances between two responses, each with a standard error; see `statistics.Distance`."""
 
 
-class Source(Protocol):
-    """Something that answers for responses and can be resampled.
-
-    Attributes:
-        units: what is resampled.
-        left_out: weights with one group of units left out at a time.
-    """
-
-    units: Units
-    left_out: Floats
-
-    def answer(self, one: Observable, lags: slice, weights: Floats | None, *, raw: bool) -> Floats:
-        """R `(sample, perturbation, lag, *trailing)`, or without samples where weights are None.
-
-        NaN for perturbations and lags that the source cannot answer for.
-        """
-        ...
-
-
-class Learned:
-    """Responses from a score: sums of lagged products, recalibrated.
-
-    Attributes:
-        units: what is resampled.
-        stein: raw Stein matrix M, `(F, F, *half)` or `(numbers, numbers)`; None where only some
-            directions are kicked.
-        unresolved: numbers that the score does not see, `(F, *half)`.
-        repair: its inverse.
-    """
-
-    def __init__(
-        self,
-        channels: Channels,
-        *,
-        pairs: Floats,
-        units: Units,
-        maps: Mapping[str, Floats],
-        totals: Floats,
-        recalibrate: bool,
-        weights: Floats,
-    ) -> None:
-        """Take the sums of one estimator.
-
-        Args:
-            channels: what they are sums of.
-            pairs: n `(block, lag)`.
-            units: what is resampled.
-            maps: sums `(member, block, lag, field, *shape)` by observable of the place, on
-                homogeneous fields; it must hold the fields, and may read lazily.
-            totals: sums `(member, block, lag, total of A, total of B)`.
-            recalibrate: whether to.
-            weights: of the resamples, from which the error of M is taken.
-        """
-        self.units, self.left_out = units, jackknife_weights(units)
-        self._channels, self._pairs = channels, pairs
-        self._maps, self._totals, self._recalibrate = maps, totals, recalibrate
-        self._space = len(channels.saved.shape) if channels.saved.maps else 0
-        self._shape = channels.saved.shape if channels.saved.maps else ()
-        self._patterns = _patterns(channels)
-        self._repairs: list[tuple[Floats, Repair]] = []
-        self.stein: Numbers | None = None
-        self.unresolved: Flags = np.zeros(0, dtype=bool)
-        if channels.every_number_kicked:
-            self._lag_zero = self._lag_zero_sums()
-            self.stein = self._matrix(None)
-            draws = self._matrix(weights)
-            error = np.sqrt((np.abs(draws - self.stein) ** 2).mean(axis=0))
-            self.unresolved = unresolved_numbers(self.stein, error, space=self._space)
-            self.repair = invert(self.stein, self.unresolved, space=self._space)
-
-    def answer(self, one: Observable, lags: slice, weights: Floats | None, *, raw: bool) -> Floats:
-        """R `(sample, perturbation, lag, *trailing)`; see `Source`."""
-        channels, kept = self._channels, self._recalibrate and not raw
-        constant = [i for i, p in enumerate(channels.perturbations) if p.pattern is not None]
-        driven = [i for i, p in enumerate(channels.perturbations) if p.pattern is None]
-        parts: dict[int, Floats] = {}
-        if constant:
-            found = self._constant(one, lags, weights, kept)
-            parts |= dict(zip(constant, np.moveaxis(found, self._axis(weights), 0), strict=True))
-        if driven:
-            columns = slice(channels.kicks, channels.totals_b)
-            found = self._columns(one, lags, weights, columns, kept)
-            if one.of_place and channels.saved.maps:
-                found = np.broadcast_to(
-                    found.reshape(*found.shape, *[1] * self._space), (*found.shape, *self._shape)
-                )
-            parts |= dict(zip(driven, np.moveaxis(found, self._axis(weights), 0), strict=True))
-        ordered = [parts[i] for i in range(len(parts))]
-        return np.stack(ordered, axis=0 if weights is None else 1)
-
-    def _axis(self, weights: Floats | None) -> int:
-        """Axis of the perturbation in `_constant` and `_columns`."""
-        return 1 if weights is None else 2
-
-    def _constant(self, one: Observable, lags: slice, weights: Floats | None, kept: bool) -> Floats:
-        """`(sample, lag, perturbation, *trailing)` of the constant directions."""
-        channels = self._channels
-        if not channels.every_number_kicked:
-            return self._columns(one, lags, weights, slice(0, channels.kicks), kept)
-        inverse = self._inverse(weights) if kept else None
-        if one.of_place and channels.saved.maps:
-            sums = half_spectrum(self._maps[one.name][:, :, lags], space=self._space)
-            spectrum = ratio(sums, self._pairs[:, lags], weights)
-            return displacements(answers(spectrum, inverse, self._patterns), shape=self._shape)
-        kicks = self._totals[:, :, lags, channels.columns(one), : channels.kicks]
-        response = ratio(kicks, self._pairs[:, lags], weights)
-        patterns = self._patterns
-        if channels.saved.maps:
-            # Averaged over the kicked place, a direction counts by its sum: wavenumber zero.
-            patterns = self._wavenumber_zero(patterns)
-            inverse = None if inverse is None else self._wavenumber_zero(inverse)
-        # (..., lag, watched, kick) -> (..., lag, perturbation, watched)
-        factor = patterns if inverse is None else inverse @ patterns
-        answer = np.moveaxis(response @ (factor if factor.ndim == 2 else factor[:, None]), -1, -2)
-        return _trailing(answer, one, channels)
-
-    def _wavenumber_zero(self, spectrum: Numbers) -> Floats:
-        places = int(np.prod(spectrum.shape[spectrum.ndim - self._space :]))
-        return np.asarray(
-            spectrum.reshape(*spectrum.shape[: spectrum.ndim - self._space], places)[..., 0].real
-        )
-
-    def _columns(
-        self, one: Observable, lags: slice, weights: Floats | None, columns: slice, kept: bool
-    ) -> Floats:
-        """The same of directions that have a column of B of their own, raw or recalibrated."""
-        shift = self._channels.totals_b if kept else 0
-        chosen = slice(columns.start + shift, columns.stop + shift)
-        sums = self._totals[:, :, lags, self._channels.columns(one), chosen]
-        answer = np.moveaxis(ratio(sums, self._pairs[:, lags], weights), -1, -2)
-        return _trailing(answer, one, self._channels)
-
-    def _inverse(self, weights: Floats | None) -> Numbers:
-        if weights is None:
-            return self.repair.inverse
-        for known, repair in self._repairs:
-            if known is weights:
-                return repair.inverse
-        repair = invert(self._matrix(weights), self.unresolved, space=self._space)
-        self._repairs.append((weights, repair))
-        return repair.inverse
-
-    def _matrix(self, weights: Floats | None) -> Numbers:
-        """M, or M of every resample."""
-        found = ratio(self._lag_zero, self._pairs[:, :1], weights)
-        return found[0] if weights is None else found[:, 0]
-
-    def _lag_zero_sums(self) -> Numbers:
-        """Sums of lag 0 of the fields, `(member, block, 1, F, F, *half)`."""
-        channels, start = self._channels, slice(0, 1)
-        fields = channels.observables[: len(channels.saved.fields)]
-        if channels.saved.maps:
-            maps = [self._maps[one.name][:, :, start] for one in fields]
-            return half_spectrum(np.stack(maps, axis=3), space=self._space)
-        watched = slice(0, channels.saved.numbers)
-        return np.asarray(self._totals[:, :, start, watched, : channels.kicks])
-
-
-def _patterns(channels: Channels) -> Numbers:
-    """Constant directions, `(F, P, *half)` or `(numbers, P)`."""
-    found = [p.pattern.numpy() for p in channels.perturbations if p.pattern is not None]
-    fields = len(channels.saved.fields)
-    if not found:
-        return np.zeros((fields, 0))
-    stacked = np.stack(found, axis=1)
-    if channels.saved.maps:
-        return half_spectrum(stacked, space=len(channels.saved.shape))
-    return np.moveaxis(stacked, 1, -1).reshape(-1, len(found))
-
-
-def _trailing(answer: NDArray[Any], one: Observable, channels: Channels) -> Floats:
-    """The last axis, of watched numbers, as the axes of the observable."""
-    if one.of_place and not channels.saved.maps:
-        return answer.reshape(*answer.shape[:-1], *channels.saved.shape)
-    return answer if one.axis else answer[..., 0]
-
-
 @dataclass(frozen=True)
 class Estimated:
     """Responses of one estimator to one observable, `(perturbation, lag, *trailing)`.
 
     Attributes:
         raw: before recalibration.
-        value: after it.
+        value: after it, less its bias.
         standard_error: from the resamples.
         low: lower end of the interval.
         high: upper end of the interval.
-        bias: of the value, by the jackknife.
+        bias: what was subtracted, by the jackknife.
     """
 
     raw: Floats
@@ -308,16 +117,17 @@ def _estimate(
     raw, value = (source.answer(one, at, None, raw=r) for r in (True, False))
     error = draws.std(axis=0, ddof=1)
     freedom = source.units.degrees_of_freedom
-    interval = with_interval(value, error, freedom=freedom, level=bars.level)
     groups = len(source.left_out)
     left_out = source.answer(one, at, source.left_out, raw=False)
+    # Of a ratio per wavenumber: small in each, but on a pixel biases add up and errors do not.
     bias = (groups - 1) * (left_out.mean(axis=0) - value)
+    interval = with_interval(value, error, bias=bias, freedom=freedom, level=bars.level)
     # What is fixed by construction (lag 0 of a recalibrated response) has rounding for an error.
     scale = np.abs(np.nan_to_num(value)).max(initial=0.0)
     safe = np.where(error > 1e-9 * scale, error, np.inf)
     deviation = np.abs(np.nan_to_num(draws - value)) / safe
     extreme = deviation.reshape(*deviation.shape[:2], -1).max(axis=2)
-    return Estimated(raw, value, error, interval.low, interval.high, bias), extreme
+    return Estimated(raw, interval.value, error, interval.low, interval.high, bias), extreme
 
 
 def _apart(value: Floats, reference: Floats, draws: Floats, others: Floats) -> dict[str, Floats]:
@@ -345,40 +155,3 @@ def _simultaneous(one: Estimated, largest: Floats, units: Units, bars: ErrorBars
     return Estimated(
         one.raw, one.value, one.standard_error, one.value - half, one.value + half, one.bias
     )
-
-
-class Paired:
-    """Responses from paired perturbed runs: means of the members' own responses.
-
-    Attributes:
-        units: the members.
-    """
-
-    def __init__(self, channels: Channels, *, maps: Mapping[str, Floats], totals: Floats) -> None:
-        """Take the responses per member.
-
-        Args:
-            channels: what was watched and kicked.
-            maps: `(member, lag, perturbation, *shape)` by observable of the place, on homogeneous
-                fields.
-            totals: `(member, lag, perturbation, total of A)`.
-        """
-        self.units = Units(len(totals), 1, 1)
-        self.left_out = jackknife_weights(self.units)
-        self._channels, self._maps, self._totals = channels, maps, totals
-
-    def answer(self, one: Observable, lags: slice, weights: Floats | None, *, raw: bool) -> Floats:
-        """R `(sample, perturbation, lag, *trailing)`; see `Source`."""
-        channels = self._channels
-        if one.of_place and channels.saved.maps:
-            found = self._maps[one.name][:, lags]
-        else:
-            found = _trailing(self._totals[:, lags, :, channels.columns(one)], one, channels)
-        rows = np.full((1, len(found)), 1 / len(found)) if weights is None else weights
-        flat = np.asarray(found, dtype=np.float64).reshape(len(found), -1)
-        mean = (rows @ flat).reshape(len(rows), *found.shape[1:])
-        wanted = lags.stop - lags.start
-        missing = wanted - mean.shape[1]
-        padding = [(0, 0), (0, missing), *[(0, 0)] * (mean.ndim - 2)]
-        whole = np.moveaxis(np.pad(mean, padding, constant_values=np.nan), 2, 1)
-        return whole[0] if weights is None else whole

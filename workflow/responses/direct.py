@@ -91,7 +91,8 @@ def moved_to(pattern: Tensor, kicked: Tensor) -> Tensor:
     """
     shape = pattern.shape[1:]
     index = _roll_index(kicked, tuple(shape))
-    copies = pattern.flatten(1).expand(len(kicked), *pattern.flatten(1).shape)
+    flat = pattern.reshape(len(pattern), -1)
+    copies = flat.expand(len(kicked), *flat.shape)
     moved = torch.zeros_like(copies)
     moved.scatter_(2, index[:, None].expand_as(copies), copies)
     return moved.reshape(len(kicked), *pattern.shape)

@@ -1,12 +1,13 @@
-"""Responses as labelled datasets: one for each kind of observable.
+"""Responses as labelled datasets: observables of one kind together, any other by itself.
 
-Observables of the place have maps of responses, others one number or a row of numbers of their
-own. Arrays of different dimensions cannot share a variable, so each kind is a dataset, which is a
-group of the store. The first kind is the root.
+Observables of the place have maps of responses, others one number or a row of numbers. Arrays of
+different dimensions cannot share a variable: the root holds the maps (or the numbers, where there
+are no maps), and each other observable is a group of its own name.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,20 +17,21 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from workflow.interfaces import SPACE
-from workflow.responses.assemble import Estimated, Learned, Source
+from workflow.responses.assemble import Estimated
 from workflow.responses.channels import Channels
 from workflow.responses.observables import Observable
+from workflow.responses.sources import Learned, Source
 from workflow.responses.stein import Numbers, answers, displacements, stein_error
 
 Floats = NDArray[np.floating]
 
 VARIABLES = {
-    "response": ("value", "response of the observable to a unit perturbation"),
+    "response": ("value", "response of the observable to a unit perturbation, less its bias"),
     "response_raw": ("raw", "response before recalibration of the score"),
     "standard_error": ("standard_error", "standard error of response, by resampling"),
     "ci_low": ("low", "lower end of the confidence interval"),
     "ci_high": ("high", "upper end of the confidence interval"),
-    "bias": ("bias", "bias of response, by the jackknife"),
+    "bias": ("bias", "bias that was subtracted, by the jackknife"),
 }
 
 
@@ -60,27 +62,31 @@ def label_responses(responses: ResponseSet) -> dict[str, xr.Dataset]:
     """Datasets by group, the root under "".
 
     Variables have dims (estimator, perturbation, observable, lag, ...): the displacement (dy, dx)
-    of the responder from the kicked place on homogeneous fields, (y, x) on others, (shell) or
-    (bin) for spectra and histograms, nothing more for numbers.
+    of the responder from the kicked place on homogeneous fields, (y, x) on others. Groups have
+    no dimension observable, and (shell) or (bin) for spectra and histograms.
     """
-    kinds: dict[str, list[Observable]] = {}
+    kinds = [_kind(one, responses.channels) for one in responses.observables]
+    root = next((kind for kind in ("maps", "numbers") if kind in kinds), kinds[0])
+    chosen = [o for o, kind in zip(responses.observables, kinds, strict=True) if kind == root]
+    groups = {"": _dataset(responses, chosen).merge(_stein(responses))}
     for one in responses.observables:
-        kinds.setdefault(_kind(one, responses.channels), []).append(one)
-    root = next((kind for kind in ("maps", "scalars") if kind in kinds), next(iter(kinds)))
-    groups = {"": _dataset(responses, kinds[root]).merge(_stein(responses))}
-    for kind, members in kinds.items():
-        if kind != root:
-            groups[kind] = _dataset(responses, members)
+        if one not in chosen:
+            # No dimension of observables: it would have to be that of the root.
+            alone = _dataset(responses, [one]).isel(observable=0, drop=True)
+            groups[group_name(one.name)] = alone.assign_attrs(observable=one.name)
     return groups
 
 
+def group_name(observable: str) -> str:
+    """Name of the group of an observable: its label, without what paths and people stumble over."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", observable).strip("_")
+
+
 def _kind(one: Observable, channels: Channels) -> str:
+    """What shares dimensions; a row of numbers has an axis of its own."""
     if one.of_place and channels.saved.shape:
         return "maps"
-    if not one.axis:
-        return "scalars"
-    # Histograms of different fields or ranges have bins of their own.
-    return one.axis if one.axis == "shell" else one.name.replace(":", "_")
+    return one.name if one.axis else "numbers"
 
 
 def _dataset(responses: ResponseSet, observables: Sequence[Observable]) -> xr.Dataset:

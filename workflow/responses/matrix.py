@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from workflow.interfaces import LAG, MEMBER, TIME, UserError
 from workflow.responses.correlation import add_pooled_sums, block_bounds, one_thread, pair_counts
 from workflow.responses.gfdt import check_arrays, lag_attributes, time_step
-from workflow.responses.recalibration import FLOOR, LARGEST_CORRECTION
+from workflow.responses.stein import FLOOR, LARGEST_CORRECTION
 
 _BLOCK_NUMBERS = 1 << 25
 """Numbers read at once from a lazy array: 128 MiB in float32."""
 _WORKING_BYTES = 3 << 29
-"""Blocks of data and their transforms, whatever the length of the run (measured, float32)."""
+"""Blocks of float32 data and their transforms at any length of the run; 1.05 GiB measured."""
 MATRIX_LIMIT = 8 << 30
 """Memory in bytes beyond which a full matrix is refused unless the limit is raised."""
 
@@ -177,8 +177,8 @@ def _mean_products(
     """Raw R `(lag, responder, kicked)`, one block of time and group of members after another."""
     members, length, points = x.shape[0], x.shape[1], int(np.prod(x.shape[2:]))
     over = (MEMBER, TIME)
-    x_mean = x.mean(over, dtype=np.float64).values
-    s_mean = score.mean(over, dtype=np.float64).values
+    x_mean = x.mean(over, dtype=np.float64, skipna=False).values
+    s_mean = score.mean(over, dtype=np.float64, skipna=False).values
     longest = max(stop_lagged - start for start, _, stop_lagged in bounds)
     group = max(1, _BLOCK_NUMBERS // (longest * points))
     sums = torch.zeros((max_lag + 1, points, points), dtype=torch.float64)

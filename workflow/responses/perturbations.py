@@ -66,6 +66,11 @@ class Perturbation:
         return None if self.direction is None else self.direction(x)
 
 
+def usual_perturbation(saved: Saved) -> str:
+    """What is kicked where nothing else is asked: a pixel, or all where each place is its own."""
+    return "pixel" if saved.maps or not saved.shape else "uniform"
+
+
 def build_perturbations(
     specs: Sequence[str | Mapping[str, Any]], saved: Saved, *, system: System | None, where: Path
 ) -> list[Perturbation]:

@@ -1,13 +1,11 @@
-"""Linear recalibration of a score by its own Stein matrix.
+"""Recalibration of the response of one field, as arrays; `stein` has it for any channels.
 
-The exact score obeys M = R(lag=0) = -<x s^T> = I. A learned score does not quite; the linear map
-s <- M^-T s restores the identity and turns every response into R(lag) M^-1. On a
-translation-invariant field M is circulant, so both are one division per wavenumber:
+The exact score obeys M = R(lag=0) = -<x s^T> = I. On a translation-invariant field M is circulant
+and the repair s <- M^-T s is one division per wavenumber,
 
     R_k(lag) <- R_k(lag) / M_k,      M_k = sum_r R(0, r) exp(-i k r).
 
-It is wrong where the score does not see a mode at all: there M_k is noise. Such modes are called
-unresolved and left as they are.
+Arrays are `(..., lag, *shape)`, displacements in FFT order.
 
 Source: arXiv:2402.01029 (normalisation at lag 0); identical to the Gaussian estimator for a
 linear score.
@@ -23,16 +21,17 @@ from numpy.typing import NDArray
 from scipy import fft
 
 from workflow.interfaces import UserError
+from workflow.responses.stein import (
+    FLOOR,
+    SIGNIFICANCE,
+    answers,
+    displacements,
+    half_spectrum,
+    invert,
+)
 
 Floats = NDArray[np.floating]
 Complexes = NDArray[np.complexfloating]
-
-SIGNIFICANCE = 4.0
-"""Standard errors that |M_k| must be away from zero."""
-FLOOR = 0.1
-"""Smallest |M_k| that is divided by; below it recalibration multiplies errors more than tenfold."""
-LARGEST_CORRECTION = 10.0
-"""Largest ||M^-1 - I||_F / sqrt(N): beyond it the score is not worth repairing."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,20 @@ def stein_spectrum(response: Floats, *, space: int) -> Complexes:
     """Stein matrix per wavenumber, M_k = FFT_r R(0, r); 1 for the exact score.
 
     Args:
-        response: raw R `(..., lag, *shape)`, lag 0 first, FFT order of displacements.
+        response: raw R `(..., lag, *shape)`, lag 0 first.
         space: number of space dimensions, 0 to 2.
 
     Returns:
         M_k `(..., *shape)`, complex, dimensionless.
+
+    Raises:
+        ValueError: the array has too few axes for its space.
     """
-    _check_space(response, space)
+    if response.ndim < space + 1 or math.prod(response.shape) == 0:
+        raise ValueError(
+            f"response of shape {response.shape} with space={space}; "
+            "needs (..., lag, *shape) and at least one lag"
+        )
     lag_zero = response.take(0, axis=-1 - space)
     return np.asarray(fft.fftn(lag_zero, axes=_space(space)) if space else lag_zero + 0j)
 
@@ -68,9 +74,8 @@ def stein_spectrum(response: Floats, *, space: int) -> Complexes:
 def unresolved_modes(per_member: Floats, *, space: int, floor: float = FLOOR) -> NDArray[np.bool_]:
     """Wavenumbers that the score cannot see.
 
-    A mode is unresolved where the member mean of |M_k| is below 4 of its standard errors or
-    below the floor. Decide once from all members, and use the answer for every resample: a mode
-    must not come and go between the draws of one error bar.
+    Those where the member mean of |M_k| is below 4 of its standard errors or below the floor.
+    Decide once from all members, and use the answer for every resample.
 
     Args:
         per_member: raw R per member, `(member, lag, *shape)`.
@@ -101,14 +106,11 @@ def recalibrate(
 ) -> Recalibrated:
     """Response with the score repaired so that lag 0 is the identity on all resolved modes.
 
-        R_k(lag) / M_k where resolved, R_k(lag) elsewhere
-
     Args:
-        response: raw R `(..., lag, *shape)`, FFT order; leading axes (members, bootstrap
-            samples) are recalibrated each by itself.
+        response: raw R `(..., lag, *shape)`; leading axes (members, resamples) are recalibrated
+            each by itself.
         space: number of space dimensions, 0 to 2.
-        unresolved: modes to leave alone, broadcast against `(..., *shape)`; without it, those
-            with |M_k| below the floor.
+        unresolved: modes to leave alone, `(*shape)`; without it, those with |M_k| below the floor.
         stein: M_k `(..., *shape)` where `response` does not hold lag 0 (a slice of the lags).
 
     Returns:
@@ -117,27 +119,21 @@ def recalibrate(
 
     Raises:
         ValueError: the array has too few axes for its space.
-
-    Source: arXiv:2402.01029; R(lag) M^-1 in the equivalent form s <- M^-T s.
     """
-    _check_space(response, space)
-    stein = stein_spectrum(response, space=space) if stein is None else stein
-    if unresolved is None:
-        unresolved = np.asarray(np.abs(stein) < FLOOR)
-    unresolved = np.broadcast_to(unresolved, stein.shape)
-    axes = _space(space)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        factor = np.where(unresolved, 1.0, 1.0 / stein)
-    correction = np.sqrt((np.abs(factor - 1.0) ** 2).mean(axis=axes)) if space else abs(factor - 1)
-    # Written so that an infinite or undefined correction is refused too.
-    refused = np.asarray(~(correction <= LARGEST_CORRECTION))
-    factor = np.where(_expand(refused, space), 1.0, factor)
-    if space == 0:
-        return Recalibrated(response * factor.real[..., None], unresolved, refused)
-    lagged = np.expand_dims(factor[..., : response.shape[-1] // 2 + 1], axis=-1 - space)
-    spectrum = fft.rfftn(response, axes=axes) * lagged
-    result = fft.irfftn(spectrum, s=response.shape[-space:], axes=axes)
-    return Recalibrated(result, unresolved, refused)
+    whole = stein_spectrum(response, space=space) if stein is None else stein
+    alone = np.abs(whole) < FLOOR if unresolved is None else unresolved
+    alone = np.broadcast_to(alone, whole.shape)
+    shape = response.shape[response.ndim - space :]
+    half = (..., slice(0, shape[-1] // 2 + 1)) if space else (...,)
+    matrices = np.where(alone, 1.0, whole)[half]
+    matrices = matrices if space else matrices.real
+    one = np.expand_dims(matrices, (-1 - space, -2 - space))
+    none = np.zeros((1, *matrices.shape[matrices.ndim - space :]), dtype=bool)
+    repair = invert(one, none, space=space)
+    spectrum = np.expand_dims(half_spectrum(response, space=space), -1 - space)
+    pattern = np.ones((1, 1, *spectrum.shape[spectrum.ndim - space :]))
+    found = np.squeeze(answers(spectrum, repair.inverse, pattern), axis=-1 - space)
+    return Recalibrated(displacements(found, shape=shape), np.asarray(alone), repair.refused)
 
 
 def stein_error(response: Floats, *, space: int) -> Floats:
@@ -171,17 +167,3 @@ def smoothed_stein(variance: Floats, sigma: float) -> Floats:
 def _space(space: int) -> tuple[int, ...]:
     """The trailing axes of space."""
     return tuple(range(-space, 0))
-
-
-def _expand(per_leading: NDArray[np.bool_], space: int) -> NDArray[np.bool_]:
-    """Leading axes made to broadcast against space."""
-    return per_leading.reshape(*per_leading.shape, *[1] * space)
-
-
-def _check_space(response: Floats, space: int) -> None:
-    """Refuse arrays without a lag axis in front of space."""
-    if response.ndim < space + 1 or math.prod(response.shape) == 0:
-        raise ValueError(
-            f"response of shape {response.shape} with space={space}; "
-            "needs (..., lag, *shape) and at least one lag"
-        )

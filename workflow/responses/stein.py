@@ -180,10 +180,12 @@ class LinearRecalibration:
 
     Attributes:
         inverse: M^-1, `(field, field, *half)` on homogeneous fields, else `(numbers, numbers)`.
+        stein: M, same shape.
         shape: space shape.
     """
 
     inverse: Tensor
+    stein: Tensor
     shape: tuple[int, ...]
 
     @classmethod
@@ -192,7 +194,12 @@ class LinearRecalibration:
         space = len(shape) if maps else 0
         matrix = stein.numpy()
         small = unresolved_numbers(matrix, np.zeros(matrix.shape), space=space)
-        return cls(torch.from_numpy(invert(matrix, small, space=space).inverse), shape)
+        inverse = torch.from_numpy(invert(matrix, small, space=space).inverse)
+        return cls(inverse, stein, shape)
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors from which, with the shape, it can be made again."""
+        return {"inverse": self.inverse, "stein": self.stein}
 
     def __call__(self, s: Tensor) -> Tensor:
         """Repaired scores."""

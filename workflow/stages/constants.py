@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import distributed
@@ -24,7 +24,13 @@ from workflow.responses.stein import LinearRecalibration, lag_zero_matrix
 from workflow.responses.sums import Constants
 from workflow.runs import Notify, Run, load_run
 from workflow.stages.blocks import facts_since, run_blocks
-from workflow.stages.data import load_estimator, load_sample, read_ensemble, read_scores
+from workflow.stages.data import (
+    load_estimator,
+    load_sample,
+    read_ensemble,
+    read_places,
+    read_scores,
+)
 
 STAGE = "constants"
 BATCH = 1024
@@ -58,8 +64,8 @@ def load_constants(run: Run, name: str) -> Constants:
 @lru_cache(maxsize=8)
 def _load(path: str, _stamp: int, shape: tuple[int, ...]) -> Constants:
     content = torch.load(path, weights_only=True)
-    inverse = content.pop("inverse", None)
-    repaired = None if inverse is None else LinearRecalibration(inverse, shape)
+    known = {name: content.pop(name) for name in ("inverse", "stein") if name in content}
+    repaired = LinearRecalibration(**known, shape=shape) if known else None
     return Constants(**content, recalibration=repaired)
 
 
@@ -69,12 +75,7 @@ def _block(name: str) -> str:
 
 def _constants(run: Run, name: str, channels: Channels) -> dict[str, Tensor]:
     x, places = load_sample(run)
-    s = torch.cat(
-        [
-            torch.from_numpy(read_scores(run, name, range(m, m + 1), range(t, t + 1)))
-            for m, t in places
-        ]
-    ).flatten(0, 1)
+    s = read_places(run, places, partial(read_scores, run, name))
     repair = None
     if channels.versions == 2:
         stein, saved = _stein(run, name), run.saved
@@ -83,7 +84,7 @@ def _constants(run: Run, name: str, channels: Channels) -> dict[str, Tensor]:
     found = Constants.of(channels, x, s, score, recalibration=repair)
     names = ("totals_a", "totals_b", "maps_a", "maps_b")
     content = {n: getattr(found, n) for n in names}
-    return content if repair is None else {**content, "inverse": repair.inverse}
+    return content if repair is None else content | repair.state()
 
 
 def _stein(run: Run, name: str) -> Tensor:

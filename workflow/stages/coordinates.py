@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hpc.layout import Coordinate
+from workflow.recorded import time_unit
 from workflow.runs import Run
 
 
@@ -25,7 +26,10 @@ def time(run: Run) -> Coordinate:
             "time", (np.arange(run.times) + 1) * every, {"long_name": text, "units": "1"}
         )
     values = data.found.start + np.arange(run.times) * every
-    return Coordinate("time", values, {"long_name": "time", "units": data.found.time_units})
+    attrs = {"long_name": "time", "units": data.found.time_units}
+    if data.found.calendar:
+        attrs["calendar"] = data.found.calendar
+    return Coordinate("time", values, attrs)
 
 
 def space(run: Run) -> list[Coordinate]:
@@ -40,8 +44,7 @@ def space(run: Run) -> list[Coordinate]:
 def lag(run: Run, lags: int) -> Coordinate:
     """Lags 0 to `lags`, in saved samples, as times."""
     data = run.experiment.data
-    units = "1" if data is None or data.found is None else data.found.time_units.split(" since")[0]
-    units = "s" if units == "seconds" else units
+    units = "1" if data is None or data.found is None else time_unit(data.found)
     attrs = {"long_name": "time since the kick", "units": units}
     return Coordinate("lag", np.arange(lags + 1) * run.experiment.ensemble.save_every, attrs)
 

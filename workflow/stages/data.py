@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from workflow.responses.probes import Statistics
 from workflow.runs import Run, load_run
 from workflow.scores.closed_form import ExactScore, Gaussian, gaussian_from
 from workflow.scores.extrapolation import Extrapolated
+from workflow.scores.kgmm import KGMM
 from workflow.scores.neural import NeuralScore, WhitenedScore, with_parameters
 
 SAMPLE = 512
@@ -52,8 +54,32 @@ def load_sample(run: Run) -> tuple[Tensor, list[tuple[int, int]]]:
     count = min(SAMPLE, len(members) * len(times))
     at = np.linspace(0, len(times) - 1, count).round().astype(int)
     places = [(members[i % len(members)], times[int(t)]) for i, t in enumerate(at)]
-    blocks = [read_ensemble(run, range(m, m + 1), range(t, t + 1)) for m, t in places]
-    return torch.from_numpy(np.concatenate(blocks)).flatten(0, 1), places
+    return read_places(run, places, partial(read_ensemble, run)), places
+
+
+def read_places(
+    run: Run, places: Sequence[tuple[int, int]], read: Callable[[range, range], np.ndarray]
+) -> Tensor:
+    """Snapshots `(place, field, *shape)` at some members and times.
+
+    Args:
+        run: the run.
+        places: (member, time) of each.
+        read: block `(member, time, field, *shape)` of the ensemble or of scores.
+    """
+    size = run.experiment.ensemble.group
+    # A chunk is read and checked as a whole: once, not once for every snapshot in it.
+    chunks: dict[tuple[int, int], list[int]] = {}
+    for index, (member, time) in enumerate(places):
+        chunks.setdefault((member // size, time // run.chunk_times), []).append(index)
+    found: dict[int, np.ndarray] = {}
+    for (group, segment), inside in chunks.items():
+        members, times = run.groups[group], run.segment_times(segment)
+        block = read(members, times)
+        for index in inside:
+            member, time = places[index]
+            found[index] = block[member - members.start, time - times.start]
+    return torch.from_numpy(np.stack([found[index] for index in range(len(places))]))
 
 
 def read_ensemble(run: Run, members: range, times: range) -> np.ndarray:
@@ -129,6 +155,8 @@ def _load_estimator(folder: str, name: str, _stamps: tuple[int, ...]) -> ScoreEs
         return whitening
     block = run.trained_block(name)
     content = _load_checked(run, block, f"score/{block}.pt")
+    if name == "kgmm":
+        return KGMM.from_state(content)
     model = WhitenedScore(whitening, run.experiment.score)
     learned = NeuralScore(with_parameters(model, content["average"]))
     return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned

@@ -8,11 +8,19 @@ from hpc.layout import Variable, create_store
 from hpc.stores import write_block
 from workflow.runs import Run
 from workflow.stages import coordinates
+from workflow.stages.growth import forget_partly_filled
 
 
 def lay_out(run: Run) -> None:
     """Lay down the empty store, or lengthen the one there."""
     config, saved = run.experiment.ensemble, run.saved
+    forget_partly_filled(
+        run,
+        run.ensemble,
+        run.ledger("simulate"),
+        variable=saved.fields[0].name,
+        blocks="spinup-g",
+    )
     create_store(
         run.ensemble,
         variables=[

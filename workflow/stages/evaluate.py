@@ -18,6 +18,7 @@ from workflow.runs import Notify, Run, load_run
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.data import load_estimator, load_whitening, read_ensemble
+from workflow.stages.growth import forget_partly_filled
 
 BATCH = 256
 """Snapshots scored together."""
@@ -39,6 +40,10 @@ def evaluate(run: Run, client: Callable[[], distributed.Client], notify: Notify)
 def _lay_out(run: Run) -> None:
     config, shape = run.experiment.ensemble, run.saved.shape
     group = min(config.group, config.members)
+    variable = f"score_{run.saved.fields[0].name}"
+    forget_partly_filled(
+        run, run.scores, run.ledger("evaluate"), variable=variable, blocks="scores-g"
+    )
     create_store(
         run.scores,
         variables=[

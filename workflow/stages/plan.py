@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -19,27 +18,59 @@ PILOT_SECONDS = 0.5
 
 
 def plan(run: Run) -> dict[str, Any]:
-    """Sizes, files and core-hours of a run, the latter from timing a few steps here."""
-    e, system = run.experiment, run.system
-    snapshot = math.prod(system.shape) * np.dtype(e.ensemble.dtype).itemsize
-    ensemble = e.ensemble.members * run.times * snapshot
-    steps = run.spinup_steps + run.times * run.steps_per_save
-    pairs = sum(map(len, run.round_blocks)) * e.ensemble.members
-    direct_steps = 2 * pairs * run.direct_lags * run.steps_per_save
-    if "direct" not in e.response.estimators:
-        direct_steps = 0
-    cost = _seconds_per_member_step(run)
+    """Sizes, files, memory and core-hours of a run, the latter from timing a few steps here."""
+    e, saved = run.experiment, run.saved
+    itemsize = np.dtype(e.ensemble.dtype).itemsize
+    ensemble = e.ensemble.members * run.times * saved.numbers * itemsize
     blocks = expected_blocks(run)
-    files = len(run.groups) * run.segments * (1 + len(run.learned)) + blocks.get("direct", 0)
-    return {
+    files = len(run.groups) * run.segments * len(saved.fields) * (1 + len(run.learned))
+    found: dict[str, Any] = {
         "name": e.name,
         "folder": str(run.folder),
         "system": e.system["kind"] if e.system else e.data.store if e.data else "",
         "blocks": blocks,
-        "chunk_files": files,
+        "chunk_files": files + sum(blocks.get(stage, 0) for stage in ("respond", "direct")),
         "ensemble_bytes": ensemble,
         "scores_bytes": ensemble * len(run.learned),
-        "training_memory_bytes_per_rank": ensemble,
+        **_memory(run),
+    }
+    return found | (_cost(run) if e.system is not None else {})
+
+
+def _memory(run: Run) -> dict[str, int]:
+    """Bytes of the sums, and what one worker, one rank and the driver hold at once, about.
+
+    The sums of a block do not grow with the run, nor does what makes them.
+    """
+    e, saved = run.experiment, run.saved
+    itemsize = np.dtype(e.ensemble.dtype).itemsize
+    group = min(e.ensemble.group, e.ensemble.members)
+    lags, maps = run.lags + 1, len(e.response.observables) if saved.maps else 0
+    kicked = len(saved.fields) * saved.numbers if saved.maps else min(saved.numbers, 64) ** 2
+    sums = 8 * lags * kicked * max(1, maps)
+    times = min(run.times, run.sums_per_task * run.sum_times + run.lags)
+    data = group * times * saved.numbers * itemsize
+    units = e.ensemble.members * (1 if run.errors_by == "member" else len(run.sum_blocks))
+    # Fields, scores, channels and their spectra in one; snapshots and scores in the other.
+    task = 6 * data + group * run.sums_per_task * sums
+    snapshots = len(run.training.members) * len(run.training.times) * saved.numbers * itemsize
+    return {
+        "correlations_bytes": len(run.learned) * e.ensemble.members * len(run.sum_blocks) * sums,
+        "memory_bytes_per_worker": task,
+        "memory_bytes_per_rank": snapshots,
+        "memory_bytes_of_driver": 2 * len(run.learned) * units * sums // max(1, maps),
+    }
+
+
+def _cost(run: Run) -> dict[str, float]:
+    """Core-hours of stepping."""
+    e = run.experiment
+    steps = run.spinup_steps + run.times * run.steps_per_save
+    pairs = sum(map(len, run.round_blocks)) * e.ensemble.members
+    kicks = len(e.response.perturbations) if "direct" in e.response.estimators else 0
+    direct_steps = 2 * pairs * run.direct_lags * run.steps_per_save * kicks
+    cost = _seconds_per_member_step(run)
+    return {
         "microseconds_per_member_step": round(cost * 1e6, 2),
         "simulate_core_hours": round(cost * steps * e.ensemble.members / 3600, 3),
         "direct_core_hours": round(cost * direct_steps / 3600, 3),

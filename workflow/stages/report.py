@@ -49,17 +49,24 @@ def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
     folder = run.folder / "report"
     field = run.saved.fields[0].name
     data = open_store(run.ensemble)
+    # Curves are about one place: where places differ, the middle one.
+    middle = {d: response.sizes[d] // 2 for d in ("y", "x") if d in response.dims}
     pictures: list[Picture] = [
-        partial(responses.curves, response, folder),
+        partial(responses.curves, response.isel(middle), folder),
         partial(responses.errors, response, folder),
-        partial(responses.maps, response, folder),
-        partial(ensemble.snapshots, data, folder, variable=field),
-        partial(ensemble.density_and_spectrum, data, folder, variable=field),
     ]
+    if run.saved.maps:
+        pictures.append(partial(responses.maps, response, folder))
+    if run.saved.shape:
+        pictures += [
+            partial(ensemble.snapshots, data, folder, variable=field),
+            partial(ensemble.density_and_spectrum, data, folder, variable=field),
+        ]
     if run.learned:
         scored = open_store(run.scores)
         pictures.append(partial(scores.against_exact, scored, folder, variable=f"score_{field}"))
-        pictures.append(partial(scores.stein, response, folder))
+        if run.saved.maps:
+            pictures.append(partial(scores.stein, response, folder))
     log = run.folder / "score" / "log.jsonl"
     if "neural" in run.trained and log.is_file():
         lines = [json.loads(text) for text in log.read_text().splitlines()]

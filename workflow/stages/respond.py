@@ -12,13 +12,16 @@ import xarray as xr
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, read_block, write_block
-from workflow.responses.assemble import ErrorBars, Floats, Learned, Paired, Source, assemble
+from workflow.responses.assemble import ErrorBars, assemble
 from workflow.responses.channels import Channels
 from workflow.responses.correlation import pair_counts
 from workflow.responses.labels import ResponseSet, label_responses
 from workflow.responses.observables import build_observables
 from workflow.responses.resampling import Units, resampling_units, unit_weights
+from workflow.responses.sources import Floats, Learned, Paired, Source
 from workflow.runs import Notify, Run
+from workflow.stages import coordinates
+from workflow.stages.constants import load_constants
 from workflow.stages.data import load_channels, load_statistics
 from workflow.stages.summary import REFERENCES
 
@@ -47,8 +50,9 @@ def respond(run: Run, notify: Notify) -> None:
         found[one.name] = assemble(
             sources, one, lags=run.lags, references=REFERENCES, bars=bars, weights=weights
         )
-    lag = np.arange(run.lags + 1) * run.experiment.ensemble.save_every
-    responses = ResponseSet(channels, sources, observables, found, lag, REFERENCES)
+    lag = coordinates.lag(run, run.lags)
+    units = str(lag.attrs["units"])
+    responses = ResponseSet(channels, sources, observables, found, lag.values, REFERENCES, units)
     groups = label_responses(responses)
     attrs = run.attributes("responses with error bars") | {"level": bars.level} | _units(sources)
     _save(run, {name: data.assign_attrs(attrs) for name, data in groups.items()})
@@ -99,6 +103,8 @@ def load_sources(run: Run, channels: Channels) -> tuple[dict[str, Source], dict[
             totals=sums,
             recalibrate=run.experiment.response.recalibrate,
             weights=shared,
+            repair=load_constants(run, name).recalibration,
+            controlled=name == "exact" and run.experiment.response.control_variates,
         )
     return sources, weights
 
@@ -106,7 +112,9 @@ def load_sources(run: Run, channels: Channels) -> tuple[dict[str, Source], dict[
 def _units_of(run: Run, sums: Floats, pairs: Floats) -> Units:
     if run.errors_by == "member":
         return Units(len(sums), 1, 1)
-    return resampling_units(sums[..., :1], pairs, by="time")
+    # Few members whose runs are too short for blocks of time are resampled themselves.
+    by = run.experiment.response.error.by
+    return resampling_units(sums[..., :1], pairs, by="auto" if by == "auto" else "time")
 
 
 class _Maps(Mapping[str, Floats]):

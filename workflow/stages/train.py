@@ -8,6 +8,7 @@ from hpc.launch import launch_ranks
 from workflow.responses.probes import Statistics
 from workflow.runs import Notify, Run
 from workflow.scores.closed_form import fit_gaussian
+from workflow.scores.kgmm import KGMM
 from workflow.stages.data import load_snapshots, save_tensors
 
 
@@ -45,13 +46,25 @@ def train(run: Run, notify: Notify) -> None:
 
 
 def _fit(run: Run) -> None:
-    """What is found without ranks: the Gaussian, and statistics of the data."""
-    done = run.ledger("train").done()
-    if {"whitening", "statistics"} <= done:
+    """What is found without ranks: the Gaussian, statistics of the data, and clusters."""
+    missing = {"whitening", "statistics", *(["kgmm"] if "kgmm" in run.trained else [])}
+    missing -= run.ledger("train").done()
+    if not missing:
         return
     snapshots = load_snapshots(run, run.training)
     homogeneous = run.saved.homogeneous
-    whitening = fit_gaussian(snapshots, homogeneous=homogeneous)
-    statistics = Statistics.fit(snapshots, homogeneous=homogeneous)
-    save_tensors(run, "whitening", "score/whitening.pt", whitening.state())
-    save_tensors(run, "statistics", "score/statistics.pt", statistics.state())
+    if "whitening" in missing:
+        whitening = fit_gaussian(snapshots, homogeneous=homogeneous)
+        save_tensors(run, "whitening", "score/whitening.pt", whitening.state())
+    if "statistics" in missing:
+        statistics = Statistics.fit(snapshots, homogeneous=homogeneous)
+        save_tensors(run, "statistics", "score/statistics.pt", statistics.state())
+    if "kgmm" in missing:
+        chosen = snapshots[:: -(-len(snapshots) // KGMM_SNAPSHOTS)]
+        settings = run.experiment.score.kgmm.model_dump()
+        kgmm = KGMM.fit(chosen, **settings, seed=run.experiment.seed)
+        save_tensors(run, "kgmm", "score/kgmm.pt", kgmm.state())
+
+
+KGMM_SNAPSHOTS = 1_000_000
+"""Most snapshots that are clustered, evenly chosen."""

@@ -1,0 +1,92 @@
+"""Opening a run: from an experiment as written to one that can be run, or a line that says why not.
+
+Nothing is written here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workflow.checks import check
+from workflow.config import (
+    EXPERIMENTS,
+    Experiment,
+    load_experiment,
+    parse_experiment,
+    refused_changes,
+)
+from workflow.dynamics import build_system, parameters_of
+from workflow.interfaces import HasExactScore, UserError
+from workflow.recorded import find, saved_of
+from workflow.responses.perturbations import usual_perturbation
+from workflow.runs import Run, read_own
+
+
+def open_run(source: str, runs: Path, settings: Sequence[str] = ()) -> Run:
+    """The run of an experiment, new or existing, checked; writes nothing.
+
+    Raises:
+        UserError: anything in the experiment that cannot be run, or changed science.
+    """
+    where = Path(source).resolve().parent if Path(source).suffix else Path.cwd()
+    if str(where) not in sys.path:
+        sys.path.insert(0, str(where))
+    existing = runs / source / "experiment.yaml"
+    shipped = EXPERIMENTS / f"{source}.yaml"
+    found = existing if existing.is_file() and not shipped.is_file() else None
+    experiment = load_experiment(str(found or source), settings)
+    return open_experiment(experiment, runs, where)
+
+
+def open_experiment(experiment: Experiment, runs: Path, where: Path) -> Run:
+    """The run of a parsed experiment; paths in it are relative to `where`. As `open_run`."""
+    resolved = experiment.model_dump(mode="json")
+    if experiment.system is not None:
+        system = build_system(experiment.system)
+        resolved["system"] = parameters_of(system, experiment.system)
+    if experiment.data is not None:
+        data, decided = find(experiment.data, where)
+        resolved["data"] = data.model_dump(mode="json")
+        resolved["ensemble"] |= decided
+        if "perturbations" not in experiment.response.model_fields_set:
+            resolved["response"]["perturbations"] = [usual_perturbation(saved_of(data))]
+    for spec in resolved["response"]["perturbations"]:
+        if isinstance(spec, dict) and "file" in spec:
+            spec["file"] = str((where / str(spec["file"])).resolve())
+    if "estimators" not in experiment.response.model_fields_set:
+        resolved["response"]["estimators"] = _possible_estimators(experiment, resolved)
+    experiment = parse_experiment(resolved)
+    run = Run(runs / experiment.name, experiment)
+    check(run)
+    _refuse_changed_science(run)
+    return run
+
+
+def _possible_estimators(experiment: Experiment, resolved: Mapping[str, Any]) -> list[str]:
+    """All that this experiment can have, where the user did not choose."""
+    learned = experiment.score.estimator
+    names: list[str] = [learned] if learned in ("neural", "kgmm") else []
+    names.append("gaussian")
+    if experiment.system is not None:
+        exact = isinstance(build_system(resolved["system"]), HasExactScore)
+        names += [*(["exact"] if exact else []), "direct"]
+    return names
+
+
+def _refuse_changed_science(run: Run) -> None:
+    path = run.folder / "experiment.yaml"
+    if not path.is_file():
+        return
+    refused = refused_changes(
+        read_own(path, yaml.safe_load), run.experiment.model_dump(mode="json")
+    )
+    if refused:
+        raise UserError(
+            f"{run.folder} holds another experiment: {'; '.join(refused)}; "
+            "give the experiment another name or remove the folder"
+        )

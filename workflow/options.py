@@ -1,0 +1,72 @@
+"""Options that commands share, and how they tell what they found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Source = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT", help="shipped experiment, YAML file, or run")
+]
+SourceOrData = Annotated[
+    str | None,
+    typer.Argument(
+        metavar="[EXPERIMENT]",
+        show_default=False,
+        help="shipped experiment, YAML file, or run; or give --data instead",
+    ),
+]
+Name = Annotated[str, typer.Argument(metavar="RUN", help="name of a run, or its folder")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key")
+]
+Runs = Annotated[Path, typer.Option("--runs", help="where run folders live")]
+Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="say more")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but errors")]
+HERE = Path("runs")
+
+OWN = "Your own data"
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Zarr or NetCDF store, instead of EXPERIMENT", rich_help_panel=OWN),
+]
+Variables = Annotated[
+    list[str] | None,
+    typer.Option("--variable", help="name in the store; may be repeated", rich_help_panel=OWN),
+]
+Dims = Annotated[
+    str | None,
+    typer.Option("--dims", metavar="time=T,member=RUN", help="its names", rich_help_panel=OWN),
+]
+Homogeneous = Annotated[
+    bool,
+    typer.Option(
+        "--homogeneous", help="statistics do not depend on the place", rich_help_panel=OWN
+    ),
+]
+MaxLag = Annotated[
+    str | None,
+    typer.Option(
+        "--max-lag", help="longest lag, in the data's unit or as 30d", rich_help_panel=OWN
+    ),
+]
+Estimator = Annotated[
+    str | None,
+    typer.Option("--estimator", help="gaussian, kgmm or neural", rich_help_panel=OWN),
+]
+RunName = Annotated[str | None, typer.Option("--name", help="of the run", rich_help_panel=OWN)]
+
+
+def tell(found: Any, lines: Sequence[str], as_json: bool, quiet: bool) -> None:
+    """Print what was found: for programs, for people, or not at all."""
+    if as_json:
+        lines = [json.dumps(found, indent=2, default=str)]
+    elif quiet:
+        return
+    for line in lines:
+        typer.echo(line)
