@@ -20,7 +20,7 @@ from workflow.responses.observables import build_observables
 from workflow.responses.resampling import Units, resampling_units, unit_weights
 from workflow.runs import Notify, Run
 from workflow.stages.data import load_channels, load_statistics
-from workflow.stages.summary import REFERENCES
+from workflow.stages.overview import REFERENCES
 
 
 def respond(run: Run, notify: Notify) -> None:
