@@ -533,7 +533,7 @@ def test_a_field_that_is_not_homogeneous_has_no_spectrum(tmp_path):
     data = an_ensemble(1)
     data["u"] = data.u + 100 * xr.DataArray(np.arange(N), dims="x")
     drawn = [ensemble.density_and_spectrum(data, tmp_path, homogeneous=False)]
-    assert "standard deviation by place" in drawn[0][1] and "deviation 1" in drawn[0][1]
+    assert "standard deviation by place" in drawn[0][1] and "standard deviation 0.9" in drawn[0][1]
     check(tmp_path, drawn)
 
 
