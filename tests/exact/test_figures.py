@@ -587,8 +587,14 @@ def test_the_overview_holds_every_pair_and_the_sensitivity_of_numbers():
     assert np.isclose(one["sensitivity"], trapezoid, rtol=1e-12) and one["until"] == 4.0
     assert one["against"]["direct"]["lags"] == [0, 0]
     assert "differs_from_gaussian" not in found["pixel"]["mean"]["direct"]
-    many = overview({f"mean_{i}": number for i in range(30)})
-    assert many["left_out"] == 12
+
+
+def test_the_overview_tells_how_many_pairs_it_leaves_out(monkeypatch):
+    """summary.json is read by people and must stay small."""
+    monkeypatch.setattr("workflow.stages.overview.PAIRS", 1)
+    data = a_row_of_kicks(names=("gaussian",))
+    found = overview({"mean": data, "moment_2": data})
+    assert list(found) == ["pixel", "left_out"] and found["left_out"] == 3
 
 
 def _pairs(different, gaussian):
