@@ -627,3 +627,63 @@ def test_a_run_of_recorded_data_is_named_by_its_file():
         [],
     )
     assert "unperturbed data in sst.zarr: 1 member of length 9." in text and "None" not in text
+
+
+def _check(name, z, **more):
+    passed = None if z is None else abs(z) <= 4
+    one = {"name": name, "value": 0.6, "standard_error": 0.05, "expected": 1.0, "z": z}
+    return one | {"passed": passed, "note": ""} | more
+
+
+def _checked(**checks):
+    return {"estimators": {"neural": {}, "gaussian": {}}, "recalibrated": True, "checks": checks}
+
+
+THIRD, STEIN = "-<x^3 s> = 3 <x^2>", "-<x s> = 1, worst of the wavenumbers"
+
+
+def test_the_table_of_checks_has_a_row_for_each_and_tells_what_failed():
+    """Passed, failed, failed without a number, not decided, and not made: five kinds of cell."""
+    summary = _checked(
+        data=[_check("no trend of the mean of u", 0.5)],
+        neural=[_check(THIRD, -8.04), _check(STEIN, 1.2), _check("<a & b>", None, value=None)],
+        gaussian=[_check(THIRD, None, passed=False, value=None)],
+    )
+    text = page("checked", summary, [])
+    tags = _Tags()
+    tags.feed(text)
+    assert not tags.open and "None" not in text
+    assert "<th>the data</th><th>neural</th><th>gaussian</th>" in text
+    assert text.count("&lt;x^3 s&gt; = 3 &lt;x^2&gt;</td>") == 1
+    assert "fails (8)</span></td>" in text and "fails (∞)</span></td>" in text
+    assert "passes (1.2)" in text and "&lt;a &amp; b&gt;</td>" in text
+    assert "found 0.60 ± 0.05, expected 1" in text
+    assert "<h2>Checks</h2>" not in page("unchecked", _checked(), [])
+
+
+def test_the_words_do_not_trust_what_failed_and_say_why():
+    told = findings(_checked(neural=[_check(THIRD, -8.04), _check(STEIN, 1.2)]))[-1]
+    assert told == (
+        f"Do not trust neural blindly, because it fails 1 of 2 checks, worst {THIRD} "
+        "(0.60 ± 0.05 instead of 1, 8 standard errors)."
+    )
+    broken = findings(_checked(neural=[_check(THIRD, None, passed=False, note="not finite")]))[-1]
+    assert f"{THIRD} (not finite)" in broken
+    trend = findings(_checked(data=[_check("no trend of the mean of u", 6.0)]))[-1]
+    assert trend.startswith("Do not trust any of these responses, because the data are not stat")
+
+
+def test_the_words_take_a_failing_gaussian_score_as_evidence_about_the_data():
+    """Its fit obeys the identities of second order whatever the data, those of higher order not."""
+    told = findings(_checked(gaussian=[_check(STEIN, 1.0), _check(THIRD, 9.0)]))[-1]
+    assert told.startswith("The data are not Gaussian") and "trust" not in told
+    slope = findings(_checked(gaussian=[_check("dR/dt(0+) = <dF/dx>", 5.0)]))[-1]
+    assert slope.startswith("Do not trust gaussian blindly")
+
+
+def test_the_words_say_what_recalibration_mends_and_what_passed():
+    told = findings(_checked(neural=[_check(STEIN, 7.0)], gaussian=[_check(STEIN, 1.0)]))[-2:]
+    assert told[0].startswith("The raw neural score fails") and "recalibration mends" in told[0]
+    assert told[1] == "All checks of gaussian pass, within four standard errors."
+    both = findings(_checked(data=[_check("a", 1.0)], neural=[_check(STEIN, 1.0)]))[-1]
+    assert both.startswith("All checks of the data and neural pass")

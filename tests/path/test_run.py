@@ -89,7 +89,7 @@ def test_a_run_leaves_all_its_products(finished):
     names = [f"{store}.zarr/zarr.json" for store in STORES]
     names += ["experiment.yaml", "provenance.json", "catalog.yaml", "score/whitening.pt"]
     names += ["score/log.jsonl", "score/step-00000060.pt", "report/index.html"]
-    names += ["report/summary.json"]
+    names += ["report/summary.json", "checks.json"]
     assert [name for name in names if not (finished / name).is_file()] == []
 
 
@@ -129,7 +129,14 @@ def test_status_of_a_finished_run_has_every_block_done(finished, work):
     assert told.returncode == 0, told.stderr
     found = json.loads(told.stdout)
     stages = found["stages"]
-    assert sorted(stages) == ["direct", "evaluate", "respond", "simulate", "train"]
+    assert sorted(stages) == [
+        "checks",
+        "direct",
+        "evaluate",
+        "respond",
+        "simulate",
+        "train",
+    ]
     assert {name for name, one in stages.items() if one["done"] != one["blocks"]} == set()
     assert found["report"]
 
@@ -248,6 +255,7 @@ def test_killing_any_process_at_any_time_does_not_change_a_bit(finished, work):
     assert kills.total() >= 6, kills
     killed = work / "killed" / "tiny"
     assert chunks(killed, *STORES) == chunks(finished, *STORES)
+    assert (killed / "checks.json").read_bytes() == (finished / "checks.json").read_bytes()
     last = "score/step-00000060.pt"
     _assert_same(torch.load(killed / last), torch.load(finished / last))
     assert _leftovers(killed) == []

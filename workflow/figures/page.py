@@ -9,7 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from workflow.figures import colour, in_order
-from workflow.figures.words import REFERENCES, findings, number, with_error
+from workflow.figures.words import DATA, REFERENCES, findings, number, with_error
 
 DENSITY = 1.44
 """Pixels of a picture for one of the page: a picture of 12 inches fills a wide page."""
@@ -28,6 +28,7 @@ td,th{padding:.4rem .9rem;border-bottom:1px solid #e3e3e3;text-align:right;verti
 td{white-space:nowrap}
 th{font-weight:600;background:#f6f7f9}
 td:first-child,th:first-child{text-align:left}
+.fails{color:#b00020;font-weight:600}
 pre{background:#f6f7f9;padding:1rem;overflow-x:auto;font-size:.85em}
 ul{padding-left:1.2rem;max-width:60rem}
 li{margin:.4rem 0}
@@ -73,6 +74,7 @@ def page(
 {_lead(summary)}
 {_findings(summary)}
 {_errors(summary)}
+{_checks(summary)}
 {pictures}
 {_gallery(gallery, left_out)}
 {_run(summary)}
@@ -155,6 +157,44 @@ def _errors(summary: Mapping[str, Any]) -> str:
     )
     note = f"{note if references else ''}The Stein error is 0 for the score of the data."
     return f'<h2>Errors</h2>\n{_table(head, rows)}\n<p class="note">{escape(note)}</p>'
+
+
+def _checks(summary: Mapping[str, Any]) -> str:
+    """What the data and the scores were tested by: a row for each check, a column for each."""
+    found = {name: checks for name, checks in (summary.get("checks") or {}).items() if checks}
+    if not found:
+        return ""
+    columns = [*(name for name in (DATA,) if name in found), *in_order(set(found) - {DATA})]
+    # The same check of different estimators has the same name.
+    names = dict.fromkeys(one["name"] for column in columns for one in found[column])
+    rows = []
+    for name in names:
+        at = [next((c for c in found[column] if c["name"] == name), None) for column in columns]
+        rows.append([escape(name), *(_verdict(check) for check in at)])
+    heads = [f"the {name}" if name == DATA else name for name in columns]
+    note = (
+        "Deviation from what must be, in standard errors; up to 4 passes. Of many numbers the "
+        "worst is told, made smaller for their number. A dash: these data cannot tell. What was "
+        "found and expected is told where the pointer rests, and in checks.json."
+    )
+    table = _table(["check", *heads], rows)
+    return f'<h2>Checks</h2>\n{table}\n<p class="note">{escape(note)}</p>'
+
+
+def _verdict(check: Mapping[str, Any] | None) -> str:
+    """A cell of the table of checks."""
+    if check is None:
+        return ""
+    found = with_error(check.get("value"), check.get("standard_error"))
+    wanted = f", expected {number(check['expected'])}" if check.get("expected") is not None else ""
+    told = escape("; ".join(filter(None, [f"found {found}{wanted}", check.get("note")])))
+    passed, z = check.get("passed"), check.get("z")
+    if passed is None:
+        return f'<span title="{told}">{number(check.get("value"))}</span>'
+    off = "∞" if z is None else number(abs(z), 2)
+    if passed:
+        return f'<span title="{told}">passes ({off})</span>'
+    return f'<span class="fails" title="{told}">fails ({off})</span>'
 
 
 def _run(summary: Mapping[str, Any]) -> str:

@@ -44,6 +44,7 @@ def summarise(
         "estimators": estimators(run, dataset),
         "responses": overview(every or {}),
         "score_error": score_errors(run),
+        "checks": checks(run),
         "wall_seconds": wall_times(run),
         "versions": versions(),
     }
@@ -83,6 +84,14 @@ def score_errors(run: Run) -> dict[str, float]:
     if not held:
         return {}
     return {n: sum(f["error_square"][n] for f in held) / total for n in run.learned}
+
+
+def checks(run: Run) -> dict[str, Any]:
+    """Lists of what the data and each estimator were tested by; empty where they were not."""
+    if not run.experiment.response.checks or not run.checks.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(run.checks.read_text())
+    return found
 
 
 def estimators(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
@@ -162,9 +171,12 @@ def _rounded(value: Any) -> Any:
 
 
 def as_json(value: Any, indent: str = "") -> str:
-    """JSON text with a line for every key, and every list on one line."""
+    """JSON text with a line for every key, and every list on one line, but for lists of tables."""
+    inner = indent + "  "
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        rows = [inner + json.dumps(one, allow_nan=False) for one in value]
+        return "[\n" + ",\n".join(rows) + f"\n{indent}]"
     if not isinstance(value, dict) or not value:
         return json.dumps(value, allow_nan=False)
-    inner = indent + "  "
     lines = [f"{inner}{json.dumps(str(key))}: {as_json(v, inner)}" for key, v in value.items()]
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
