@@ -149,10 +149,10 @@ class ResponseConfig(_Strict):
     perturbations: tuple[ProbeSpec, ...] = ("pixel",)
     max_lag: float = Field(100.0, gt=0)
     recalibrate: bool = True
-    checks: bool = Field(True, description="test scores and data by identities they must obey")
     control_variates: bool = Field(
         False, description="for 'exact' on homogeneous fields: instead of its recalibration"
     )
+    checks: bool = Field(True, description="test scores and data by identities they must obey")
     error: ErrorConfig = ErrorConfig()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -46,6 +47,8 @@ def page(
     summary: Mapping[str, Any],
     figures: Sequence[tuple[str, str]],
     *,
+    gallery: Sequence[tuple[str, str]] = (),
+    left_out: int = 0,
     experiment: str = "",
 ) -> str:
     """The report as one HTML text; nothing outside its folder is needed to read it.
@@ -54,6 +57,8 @@ def page(
         title: heading.
         summary: content of `summary.json`; what it lacks is left out.
         figures: file name and caption of each picture beside the page, in order.
+        gallery: the same for the pictures of all observables and perturbations.
+        left_out: how many more pictures the gallery would have.
         experiment: the resolved experiment file.
 
     Returns:
@@ -71,6 +76,7 @@ def page(
 {_errors(summary)}
 {_checks(summary)}
 {pictures}
+{_gallery(gallery, left_out)}
 {_run(summary)}
 {_experiment(experiment)}
 </body></html>
@@ -87,14 +93,29 @@ def _figure(name: str, caption: str) -> str:
     )
 
 
+def _gallery(figures: Sequence[tuple[str, str]], left_out: int) -> str:
+    """Every observable after every perturbation."""
+    if not figures:
+        return ""
+    drawn = "\n".join(_figure(name, caption) for name, caption in figures)
+    more = (
+        f'<p class="note">{left_out} more pictures are left out; all responses are in '
+        "response.zarr.</p>"
+    )
+    return f"<h2>All responses</h2>\n{drawn}\n{more if left_out else ''}"
+
+
 def _lead(summary: Mapping[str, Any]) -> str:
     """What was asked, in one sentence."""
     system, sizes = summary.get("system"), summary.get("sizes") or {}
     kind = system.get("kind") if isinstance(system, Mapping) else system
     words = f"Response of the {kind} system" if kind else "Response"
     words = f"{words.replace('_', ' ')} to a small kick, learned from unperturbed data"
+    if not kind and summary.get("data"):
+        words += f" in {Path(str(summary['data'])).name}"
     if "members" in sizes and "length" in sizes:
-        words += f": {sizes['members']} members of length {number(sizes['length'], 6)}"
+        plural = "" if sizes["members"] == 1 else "s"
+        words += f": {sizes['members']} member{plural} of length {number(sizes['length'], 6)}"
     if sizes.get("pairs"):
         words += f"; the direct response is from {sizes['pairs']} pairs of perturbed runs"
     return f'<p class="lead">{escape(words)}.</p>'
@@ -111,7 +132,10 @@ def _errors(summary: Mapping[str, Any]) -> str:
     estimators = summary.get("estimators") or {}
     if not estimators:
         return ""
-    head = ["estimator", *(f"summed L2 error against {r}" for r in REFERENCES)]
+    references = [
+        r for r in REFERENCES if any(r in (one.get("against") or {}) for one in estimators.values())
+    ]
+    head = ["estimator", *(f"summed L2 error against {r}" for r in references)]
     head += ["Stein error, raw", "Stein error, recalibrated"]
     scores = summary.get("score_error") or {}
     if scores:
@@ -120,7 +144,7 @@ def _errors(summary: Mapping[str, Any]) -> str:
     for name in in_order(estimators):
         one = estimators[name]
         against = one.get("against") or {}
-        known = [against.get(reference) or {} for reference in REFERENCES]
+        known = [against.get(reference) or {} for reference in references]
         row = [with_error(o.get("summed_l2"), o.get("summed_l2_standard_error")) for o in known]
         row += [number(one.get(f"stein_error_{end}")) for end in ("raw", "recalibrated")]
         row += [number(scores.get(name))] if scores else []
@@ -130,8 +154,8 @@ def _errors(summary: Mapping[str, Any]) -> str:
         "L2 errors are summed over the lags at which the Gaussian estimator's error is "
         "significant and this one's is known, ± one standard error; they hold the sampling noise "
         "of both sides. A dash: no reference, or no such lag. "
-        "The Stein error is 0 for the score of the data."
     )
+    note = f"{note if references else ''}The Stein error is 0 for the score of the data."
     return f'<h2>Errors</h2>\n{_table(head, rows)}\n<p class="note">{escape(note)}</p>'
 
 

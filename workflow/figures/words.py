@@ -73,7 +73,9 @@ def findings(summary: Numbers) -> list[str]:
             "There are neither paired perturbed runs nor an exact score to compare with: only "
             "the Stein identity below tests these responses."
         ]
-    told += [_stein(summary, estimators), _scores(summary), *_tested(summary)]
+    told += [_all_pairs(summary), _beyond_gaussian(summary)]
+    told += [_stein(summary, estimators), _scores(summary), _resampled(estimators)]
+    told += _tested(summary)
     return [text for text in told if text]
 
 
@@ -147,6 +149,77 @@ def _floor(exact: Numbers | None) -> str:
         "The exact score differs too, by more than sampling noise: the kick may be too large to be "
         "linear, or the ensemble too short."
     )
+
+
+def _pairs(summary: Numbers) -> list[tuple[str, Numbers]]:
+    """Name and numbers by estimator of every perturbation and observable."""
+    return [
+        (f"{observable} after {kick}", numbers)
+        for kick, observables in (summary.get("responses") or {}).items()
+        if isinstance(observables, Mapping)
+        for observable, numbers in observables.items()
+    ]
+
+
+def _all_pairs(summary: Numbers) -> str:
+    """How often each estimator is off, over all perturbations and observables."""
+    pairs = _pairs(summary)
+    off: dict[str, dict[str, list[bool]]] = {}
+    for _, numbers in pairs:
+        for name, one in numbers.items():
+            for reference, found in (one.get("against") or {}).items():
+                different, compared = found["lags"]
+                if compared and name != "direct":
+                    told = off.setdefault(reference, {}).setdefault(name, [])
+                    # A tenth of the lags: a few of many are beyond three errors by chance.
+                    told.append(different > 0.1 * compared)
+    if len(pairs) < 2 or not off:
+        return ""
+    reference = next(r for r in REFERENCES if r in off)
+    ranked = sorted(off[reference].items(), key=lambda item: sum(item[1]) / len(item[1]))
+    parts = [f"{name} for {sum(found)} of {len(found)}" for name, found in ranked]
+    return (
+        f"Over all {len(pairs)} pairs of a perturbation and an observable, off from "
+        f"{REFERENCES[reference]} by more than three standard errors at more than a tenth of the "
+        f"lags: {', '.join(parts)}."
+    )
+
+
+def _beyond_gaussian(summary: Numbers) -> str:
+    """Whether the scores see more than a Gaussian one does."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for pair, numbers in _pairs(summary):
+        for name, one in numbers.items():
+            different, known = one.get("differs_from_gaussian") or (0, 0)
+            if known:
+                found.setdefault(name, []).append((different / known, pair))
+    parts = []
+    for name, shares in found.items():
+        beyond = [share for share, _ in shares if share > 0]
+        if not beyond:
+            text = f"The {name} response is nowhere beyond sampling noise of the Gaussian one"
+        elif len(shares) == 1:
+            text = f"The {name} response differs from the Gaussian one beyond sampling noise"
+            text += f", at {_percent(beyond[0])} of the lags"
+        else:
+            share, pair = max(shares, key=lambda one: one[0])
+            text = f"The {name} response differs from the Gaussian one beyond sampling noise for "
+            text += f"{len(beyond)} of {len(shares)} pairs of a perturbation and an observable "
+            text += f"(most for {pair}, at {_percent(share)} of the lags)"
+        parts.append(f"{text}.")
+    return " ".join(parts)
+
+
+def _resampled(estimators: Numbers) -> str:
+    """What the error bars are made from."""
+    units: dict[str, list[str]] = {}
+    for name in in_order(estimators):
+        if estimators[name].get("resampled"):
+            units.setdefault(estimators[name]["resampled"], []).append(name)
+    if len(units) == 1:
+        return f"Error bars resample {next(iter(units))}."
+    parts = [f"{what} ({', '.join(names)})" for what, names in units.items()]
+    return f"Error bars resample {'; '.join(parts)}." if parts else ""
 
 
 def _stein(summary: Numbers, estimators: Numbers) -> str:
