@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from workflow.interfaces import HasExactScore, UserError
@@ -24,6 +25,7 @@ def check(run: Run) -> None:
     _check_times(run)
     _check_members(run)
     _check_estimators(run)
+    _check_extrapolation(run)
     _check_probes(run)
 
 
@@ -93,6 +95,23 @@ def _check_estimators(run: Run) -> None:
         raise UserError(
             f"score.estimator=kgmm: a snapshot has {saved.numbers} numbers, clusters can cover "
             f"up to {KGMM_NUMBERS}; use neural"
+        )
+
+
+def _check_extrapolation(run: Run) -> None:
+    score = run.experiment.score
+    if not score.extrapolate:
+        return
+    if "neural" not in run.trained:
+        raise UserError(
+            f"score.extrapolate=true is of the learned score, but score.estimator="
+            f"{score.estimator}; set score.estimator: neural, or score.extrapolate: false"
+        )
+    low, high = score.process.sigma_min, score.process.sigma_max
+    if high < math.sqrt(2) * low:
+        raise UserError(
+            f"score.extrapolate=true needs score.process.sigma_max of at least 2^(1/2) sigma_min "
+            f"= {math.sqrt(2) * low:.3g}, not {high:g}; set score.process.sigma_max: {1.5 * low:g}"
         )
 
 

@@ -120,6 +120,7 @@ class ScoreConfig(_Strict):
     network: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()
     kgmm: KgmmConfig = KgmmConfig()
+    extrapolate: bool = Field(False, description="take out the smoothing of order sigma_min^2")
     split: SplitConfig = SplitConfig()
 
 
@@ -151,6 +152,7 @@ class ResponseConfig(_Strict):
     control_variates: bool = Field(
         False, description="for 'exact' on homogeneous fields: instead of its recalibration"
     )
+    checks: bool = Field(True, description="test scores and data by identities they must obey")
     error: ErrorConfig = ErrorConfig()
 
 
@@ -356,7 +358,8 @@ def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     refused = []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
-        if was == now or key.split(".")[0] in _FREE or key == "score.train.steps":
+        free = key in _FREE or key.split(".")[0] in _FREE
+        if was == now or free or key == "score.train.steps":
             continue
         if key in _GROWING and isinstance(was, (int, float)) and now is not None and now > was:
             continue

@@ -89,6 +89,11 @@ class Run:
         """Store of responses with error bars."""
         return self.folder / "response.zarr"
 
+    @property
+    def checks(self) -> Path:
+        """What scores and data were tested by."""
+        return self.folder / "checks.json"
+
     def ledger(self, stage: str) -> Ledger:
         """Receipts of a stage's blocks."""
         return Ledger(self.folder / "ledger" / stage, self.folder)
@@ -258,16 +263,19 @@ class Run:
         whole = {name: e["ensemble"].pop(name) for name in ("members", "length")}
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
         response = e["response"]
+        del response["checks"]  # they look at the products, and are one themselves
         if stage == "direct":
             probes = (response["perturbations"], response["observables"])
             return digest([*content, whole, e["direct"], response["max_lag"], probes])
         content += [e["score"], whole["members"], self.training_times]
-        if stage in ("evaluate", "respond", "constants"):
+        if stage in ("evaluate", "respond", "constants", "checks"):
             content.append(response["estimators"])
-        if stage in ("respond", "constants"):
+        if stage in ("respond", "constants", "checks"):
             error = response["error"]
             content += [response["max_lag"], error["by"], error["block"]]
             content += [response["perturbations"], response["observables"]]
+        if stage == "checks":
+            content.append(whole)
         if stage == "response":
             content += [response, e["direct"], whole]
         return digest(content)
@@ -287,7 +295,8 @@ class Run:
 
     def _science(self) -> dict[str, Any]:
         """The experiment without the keys that cannot change a number."""
-        return self.experiment.model_dump(mode="json", exclude={"cluster", "report"})
+        free: Any = {"cluster": True, "report": True, "response": {"checks"}}
+        return self.experiment.model_dump(mode="json", exclude=free)
 
     def attributes(self, title: str) -> dict[str, Any]:
         """CF attributes of a store; no times of day, so that equal runs have equal bytes."""

@@ -163,6 +163,23 @@ def test_a_score_blind_to_one_mode_fails_the_worst_wavenumber(linear):
     assert not checks[STEIN].passed and checks[FIRST].passed
 
 
+def test_a_conserved_mean_is_left_out_and_told(linear):
+    """Of a wavenumber that never varies there is only rounding, which no score can be right on."""
+    system, x = linear
+    still = (x - x.mean((-2, -1), keepdim=True)).float()
+    score = SpectralGaussian.fit(still.flatten(0, 1))
+    means = [
+        unit_means(part, score(part), mean=score.mean, homogeneous=True, seed=u)
+        for u, part in enumerate(still)
+    ]
+    checks = identity_checks({name: np.stack([m[name] for m in means]) for name in means[0]})
+    found = {check.name: check for check in checks}
+    assert found[STEIN].passed and found[RMS].passed
+    assert found[STEIN].note == "1 without variance left out"
+    kept = langevin_checks(score, still[:, :30], fields=["u"], homogeneous=True, seed=4)
+    assert [check for check in kept if not check.passed] == []
+
+
 def test_two_fields_without_symmetry_are_checked_as_a_matrix():
     """Correlated Gaussian pair without space: s = -C^-1 x passes, its diagonal fails."""
     c = torch.tensor([[1.0, 0.6], [0.6, 2.0]], dtype=torch.float64)
@@ -210,6 +227,11 @@ def lagged(x, s, lags):
     return torch.stack(r, 1)[:, :, None].numpy()
 
 
+def slope(r, means, *, step):
+    square = means["jacobian_square"]
+    return slope_check(r, means["jacobian"], square=square, step=step, space=2)
+
+
 def run(system, *, times, seed):
     state = system.initial(white(UNITS, *system.initial_shape, seed=seed))
     draws, saved = generator(seed + 1), []
@@ -229,7 +251,7 @@ def test_the_slope_of_the_response_is_the_mean_jacobian(factor, passes):
     jacobian = np.fft.rfft2(means["jacobian"].mean(0)[0, 0])
     np.testing.assert_allclose(jacobian, system.linear(Grid(8)).numpy(), atol=1e-8)
     r = lagged(x, factor * system.exact_score(x.flatten(0, 1)).reshape(x.shape), 4)
-    check = slope_check(r, means["jacobian"], step=1.0, space=2)
+    check = slope(r, means, step=1.0)
     assert check.passed is passes and "resolves 40 of 40" in check.note
 
 
@@ -239,8 +261,19 @@ def test_a_coarse_lag_step_is_told_and_not_judged():
     x = run(system, times=20, seed=31)
     _, means = all_checks(system, x, system.exact_score)
     r = lagged(x, system.exact_score(x.flatten(0, 1)).reshape(x.shape), 4)
-    check = slope_check(r, means["jacobian"], step=100.0, space=2)
+    check = slope(r, means, step=100.0)
     assert check.passed is None and "needs a lag step of" in check.note
+
+
+def test_states_that_answer_faster_than_the_mean_are_not_judged(bistable):
+    """In a well the field relaxes fast, though the mean Jacobian of both wells is slow."""
+    system, x = bistable
+    _, means = all_checks(system, x, system.exact_score)
+    still = np.zeros((UNITS, 4, 1, 1, 8, 8))
+    mean = means["jacobian"].mean(0, keepdims=True)
+    slow = means | {"jacobian_square": (mean**2).sum((1, 3, 4))}
+    assert slope(still, slow, step=4.0).passed is not None
+    assert slope(still, means, step=4.0).passed is None
 
 
 # Stationarity

@@ -12,9 +12,12 @@ import xarray as xr
 from matplotlib.image import imread
 
 from workflow.figures import MANNER, by_shell, ensemble, responses, scores
+from workflow.figures.gallery import gallery
+from workflow.figures.maps import response_maps
 from workflow.figures.page import page
 from workflow.figures.words import findings, with_error
-from workflow.stages.summary import as_json, compare
+from workflow.stages.overview import compare, gaussian_lags, overview
+from workflow.stages.summary import as_json
 
 ALL = ("gaussian", "neural", "exact", "direct")
 N = 16
@@ -143,7 +146,7 @@ def draw_all(folder, space, names):
         scores.against_exact(some_scores(space, learned), folder),
         scores.stein(response, folder),
         responses.curves(response, folder),
-        responses.maps(response, folder),
+        response_maps(response, folder),
     ]
     drawn.append(responses.errors(response, folder))
     drawn.append(scores.training(a_log(), folder, baseline=-1.0))
@@ -184,15 +187,13 @@ def test_direct_alone_has_curves_and_maps_only(tmp_path):
     response = a_response(1, ("direct",))
     assert scores.stein(response, tmp_path) is None
     assert responses.errors(response, tmp_path) is None
-    check(tmp_path, [responses.curves(response, tmp_path), responses.maps(response, tmp_path)])
+    check(tmp_path, [responses.curves(response, tmp_path), response_maps(response, tmp_path)])
 
 
-@pytest.mark.parametrize(
-    "space, names", [(1, ("exact", "direct")), (2, ("gaussian", "direct")), (1, ("neural",))]
-)
-def test_any_estimators_can_be_missing(tmp_path, space, names, recwarn):
-    response = a_response(space, names)
-    drawn = [responses.curves(response, tmp_path), responses.maps(response, tmp_path)]
+@pytest.mark.parametrize("names", [("gaussian", "direct"), ("neural",)])
+def test_any_estimators_can_be_missing(tmp_path, names, recwarn):
+    response = a_response(1, names)
+    drawn = [responses.curves(response, tmp_path), response_maps(response, tmp_path)]
     drawn += [responses.errors(response, tmp_path), scores.stein(response, tmp_path)]
     check(tmp_path, [one for one in drawn if one is not None])
     assert not [str(w.message) for w in recwarn]
@@ -208,7 +209,7 @@ def test_a_response_without_space_is_one_curve_and_no_map(tmp_path):
     name, caption = responses.curves(both, tmp_path, **chosen)
     assert caption.startswith("Response of mean to a unit kick of uniform, with 95 % confidence")
     assert "The direct response is known until lag 15." in caption
-    assert responses.maps(both, tmp_path, **chosen) is None
+    assert response_maps(both, tmp_path, **chosen) is None
     check(tmp_path, [(name, caption)])
 
 
@@ -442,3 +443,247 @@ def test_the_summary_is_json_with_a_line_for_every_list():
     assert '    "b": [1.0, null, [2]],\n' in text and len(text.splitlines()) == 7
     with pytest.raises(ValueError):
         as_json({"a": float("nan")})
+
+
+def a_row_of_kicks(*trailing, kicks=("pixel", "uniform"), names=ALL, even=False):
+    """Responses of one observable to some kicks, with trailing dimensions of 6, known error."""
+    random = np.random.default_rng(6)
+    lag = 0.5 * np.arange(9)
+    shape = (len(names), len(kicks), len(lag), *[6] * len(trailing))
+    value = np.exp(-lag).reshape(-1, *[1] * len(trailing)) * (1 + 0 * random.random(shape))
+    if not even:
+        value = value * (1 + random.random(shape[3:]))
+    value = value + 0.01 * random.standard_normal((len(names), 1, len(lag), *[1] * len(trailing)))
+    dims = ("estimator", "perturbation", "lag", *trailing)
+    keys = ("response", "ci_low", "ci_high", "standard_error")
+    parts = (value, value - 0.02, value + 0.02, np.full(shape, 0.01))
+    coords = {"estimator": list(names), "perturbation": list(kicks), "lag": lag}
+    coords |= {d: np.arange(6) for d in trailing}
+    return xr.Dataset({k: (dims, v) for k, v in zip(keys, parts, strict=True)}, coords)
+
+
+def drawn_by(folder, every, **options):
+    draws, left_out = gallery(every, folder, **options)
+    return [draw() for draw in draws], left_out
+
+
+def test_numbers_share_a_picture_and_rows_have_their_own(tmp_path, recwarn):
+    """A matrix of observables and kicks is read at a glance; axes differ otherwise."""
+    every = {name: a_row_of_kicks() for name in ("mean", "moment_2")}
+    every |= {"spectrum": a_row_of_kicks("shell"), "histogram": a_row_of_kicks("bin")}
+    drawn, left_out = drawn_by(tmp_path, every)
+    assert len(drawn) == 3 and left_out == 0
+    assert drawn[0][1].startswith("Responses of mean, moment_2 (rows) to unit pixel, uniform")
+    check(tmp_path, drawn)
+    assert not [str(w.message) for w in recwarn]
+
+
+@pytest.mark.parametrize("trailing", [("y", "x"), ("x",)])
+def test_maps_have_a_row_for_each_kick(tmp_path, trailing):
+    drawn, _ = drawn_by(tmp_path, {"field": a_row_of_kicks(*trailing)})
+    assert len(drawn) == 1 and "pixel, uniform (rows)" in drawn[0][1]
+    check(tmp_path, drawn)
+
+
+def test_what_is_the_same_at_every_place_is_a_number(tmp_path):
+    """A map of one colour says less than its curve."""
+    drawn, _ = drawn_by(tmp_path, {"field": a_row_of_kicks("dy", "dx", even=True)})
+    assert [caption.endswith("They are the same at every place.") for _, caption in drawn] == [True]
+
+
+def test_a_gallery_tells_how_many_pictures_it_leaves_out(tmp_path):
+    every = {f"field:{i}": a_row_of_kicks("x") for i in range(5)}
+    drawn, left_out = gallery(every, tmp_path, limit=2)
+    assert (len(drawn), left_out) == (2, 3)
+    text = page("a", {}, [], gallery=[("a.png", "A.")], left_out=left_out)
+    assert "<h2>All responses</h2>" in text and "3 more pictures are left out" in text
+    assert "All responses" not in page("a", {}, [])
+
+
+@pytest.mark.parametrize("trailing", [("y", "x"), ("x",)])
+def test_places_are_named_where_they_are_not_alike(tmp_path, trailing):
+    """The kicked place answers first, whichever it is."""
+    data = a_row_of_kicks(*trailing)
+    data["response"] = data.response.where(data.lag > 0, 0.0)
+    kicked = dict.fromkeys(trailing, 4) | {"estimator": slice(None), "perturbation": 0, "lag": 0}
+    data.response[{d: kicked[d] for d in data.response.dims}] = 1.0
+    one = data.isel(perturbation=0)
+    assert responses.strong_places(one, count=2)[0] == dict.fromkeys(trailing, 4.0)
+    drawn = [responses.curves(one, tmp_path), response_maps(one, tmp_path)]
+    assert "on the grid of the fields" in drawn[1][1]
+    check(tmp_path, drawn)
+
+
+def a_series(names=("a", "b")):
+    random = np.random.default_rng(7).standard_normal((3, 400))
+    random = random / random.std()
+    coords = {"member": np.arange(3), "time": np.arange(400.0)}
+    return xr.Dataset({n: (("member", "time"), random + i) for i, n in enumerate(names)}, coords)
+
+
+def test_variables_without_space_are_series_and_densities(tmp_path):
+    data = a_series()
+    drawn = [ensemble.series(data, tmp_path), ensemble.densities(data, tmp_path)]
+    assert "a: standard deviation 1" in drawn[1][1] and "b: " in drawn[1][1]
+    check(tmp_path, drawn)
+
+
+def test_a_field_that_is_not_homogeneous_has_no_spectrum(tmp_path):
+    """Its mean differs from place to place, which is no variance."""
+    data = an_ensemble(1)
+    data["u"] = data.u + 100 * xr.DataArray(np.arange(N), dims="x")
+    drawn = [ensemble.density_and_spectrum(data, tmp_path, homogeneous=False)]
+    assert "standard deviation by place" in drawn[0][1] and "standard deviation 0.9" in drawn[0][1]
+    check(tmp_path, drawn)
+
+
+def a_stein(*waves):
+    matrix = np.eye(2).reshape(1, 2, 2, *[1] * len(waves)) + 0.01 * np.ones(
+        (2, 1, 1, *[8] * len(waves))
+    )
+    dims = ("estimator", "number", "kicked_number", *waves)
+    coords = {"estimator": ["gaussian", "kgmm"]} | {k: np.arange(8) - 4 for k in waves}
+    return xr.Dataset({"stein": (dims, matrix)}, coords)
+
+
+@pytest.mark.parametrize("waves", [(), ("kx",), ("ky", "kx")])
+def test_the_stein_identity_of_several_numbers_is_a_matrix(tmp_path, waves):
+    drawn = [scores.stein(a_stein(*waves), tmp_path)]
+    assert "Largest |M - I|: kgmm 0.01, gaussian 0.01." in drawn[0][1]
+    check(tmp_path, drawn)
+
+
+def test_the_stein_identity_of_one_number_is_no_picture(tmp_path):
+    one = xr.Dataset({"stein": ("estimator", [1.0])}, {"estimator": ["gaussian"]})
+    assert scores.stein(one, tmp_path) is None
+
+
+def test_equal_responses_are_not_called_non_gaussian():
+    """Noise of 16 places and 40 lags would cross three errors somewhere; the threshold knows."""
+    random = np.random.default_rng(8)
+    data = a_row_of_kicks("x", names=("kgmm", "gaussian")).isel(perturbation=0)
+    data["response"] = 0.01 * xr.DataArray(
+        random.standard_normal(data.response.shape), dims=data.response.dims
+    )
+    assert gaussian_lags(data, "kgmm") == [0, 8]
+    off = data.response.copy()
+    off.loc[{"estimator": "kgmm", "lag": 1.0, "x": 2}] += 0.1
+    assert gaussian_lags(data.assign(response=off), "kgmm") == [1, 8]
+
+
+def test_the_overview_holds_every_pair_and_the_sensitivity_of_numbers():
+    """exp(-lag) integrates to 1 - exp(-4), by trapezoids of 0.5 to 2 % above it."""
+    number = a_row_of_kicks(even=True)
+    number["response"] = np.exp(-number.lag) * xr.ones_like(number.response)
+    for key in ("l2", "linf", "l2_corrected", "l2_squared"):
+        for end in ("", "_standard_error"):
+            nothing = np.full((len(ALL), 2, 2, 9), np.nan)
+            number[key + end] = (("estimator", "reference", "perturbation", "lag"), nothing)
+    number = number.assign_coords(reference=["direct", "exact"])
+    found = overview({"mean": number})
+    assert set(found) == {"pixel", "uniform"}
+    one = found["pixel"]["mean"]["neural"]
+    trapezoid = float(np.trapezoid(np.exp(-number.lag.values), number.lag.values))
+    assert np.isclose(one["sensitivity"], trapezoid, rtol=1e-12) and one["until"] == 4.0
+    assert one["against"]["direct"]["lags"] == [0, 0]
+    assert "differs_from_gaussian" not in found["pixel"]["mean"]["direct"]
+
+
+def test_the_overview_tells_how_many_pairs_it_leaves_out(monkeypatch):
+    """summary.json is read by people and must stay small."""
+    monkeypatch.setattr("workflow.stages.overview.PAIRS", 1)
+    data = a_row_of_kicks(names=("gaussian",))
+    found = overview({"mean": data, "moment_2": data})
+    assert list(found) == ["pixel", "left_out"] and found["left_out"] == 3
+
+
+def _pairs(different, gaussian):
+    one = {"against": {"direct": {"lags": [different, 20]}}, "differs_from_gaussian": gaussian}
+    return {
+        "estimators": {"kgmm": {"against": {}, "resampled": "64 members"}},
+        "responses": {
+            "pixel": {
+                "field": {"kgmm": one},
+                "moment_2": {"kgmm": one | {"differs_from_gaussian": [0, 20]}},
+            }
+        },
+    }
+
+
+def test_the_words_tell_of_all_pairs_and_of_what_is_not_gaussian():
+    told = " ".join(findings(_pairs(5, [4, 20])))
+    assert "Over all 2 pairs" in told and "kgmm for 2 of 2" in told
+    assert "beyond sampling noise for 1 of 2 pairs" in told
+    assert "(most for field after pixel, at 20 % of the lags)" in told
+    assert "Error bars resample 64 members." in told
+    calm = " ".join(findings(_pairs(1, [0, 20])))
+    assert "kgmm for 0 of 2" in calm and "nowhere beyond sampling noise of the Gaussian" in calm
+
+
+def test_a_run_of_recorded_data_is_named_by_its_file():
+    text = page(
+        "own",
+        {"system": None, "data": "/data/sst.zarr", "sizes": {"members": 1, "length": 9.0}},
+        [],
+    )
+    assert "unperturbed data in sst.zarr: 1 member of length 9." in text and "None" not in text
+
+
+def _check(name, z, **more):
+    passed = None if z is None else abs(z) <= 4
+    one = {"name": name, "value": 0.6, "standard_error": 0.05, "expected": 1.0, "z": z}
+    return one | {"passed": passed, "note": ""} | more
+
+
+def _checked(**checks):
+    return {"estimators": {"neural": {}, "gaussian": {}}, "recalibrated": True, "checks": checks}
+
+
+THIRD, STEIN = "-<x^3 s> = 3 <x^2>", "-<x s> = 1, worst of the wavenumbers"
+
+
+def test_the_table_of_checks_has_a_row_for_each_and_tells_what_failed():
+    """Passed, failed, failed without a number, not decided, and not made: five kinds of cell."""
+    summary = _checked(
+        data=[_check("no trend of the mean of u", 0.5)],
+        neural=[_check(THIRD, -8.04), _check(STEIN, 1.2), _check("<a & b>", None, value=None)],
+        gaussian=[_check(THIRD, None, passed=False, value=None)],
+    )
+    text = page("checked", summary, [])
+    tags = _Tags()
+    tags.feed(text)
+    assert not tags.open and "None" not in text
+    assert "<th>the data</th><th>neural</th><th>gaussian</th>" in text
+    assert text.count("&lt;x^3 s&gt; = 3 &lt;x^2&gt;</td>") == 1
+    assert "fails (8)</span></td>" in text and "fails (∞)</span></td>" in text
+    assert "passes (1.2)" in text and "&lt;a &amp; b&gt;</td>" in text
+    assert "found 0.60 ± 0.05, expected 1" in text
+    assert "<h2>Checks</h2>" not in page("unchecked", _checked(), [])
+
+
+def test_the_words_do_not_trust_what_failed_and_say_why():
+    told = findings(_checked(neural=[_check(THIRD, -8.04), _check(STEIN, 1.2)]))[-1]
+    assert told == (
+        f"Do not trust neural blindly, because it fails 1 of 2 checks, worst {THIRD} "
+        "(0.60 ± 0.05 instead of 1, 8 standard errors)."
+    )
+    broken = findings(_checked(neural=[_check(THIRD, None, passed=False, note="not finite")]))[-1]
+    assert f"{THIRD} (not finite)" in broken
+    trend = findings(_checked(data=[_check("no trend of the mean of u", 6.0)]))[-1]
+    assert trend.startswith("Do not trust any of these responses, because the data are not stat")
+
+
+def test_the_words_take_a_failing_gaussian_score_as_evidence_about_the_data():
+    """Its fit obeys the identities of second order whatever the data, those of higher order not."""
+    told = findings(_checked(gaussian=[_check(STEIN, 1.0), _check(THIRD, 9.0)]))[-1]
+    assert told.startswith("The data are not Gaussian") and "trust" not in told
+    slope = findings(_checked(gaussian=[_check("dR/dt(0+) = <dF/dx>", 5.0)]))[-1]
+    assert slope.startswith("Do not trust gaussian blindly")
+
+
+def test_the_words_say_what_recalibration_mends_and_what_passed():
+    told = findings(_checked(neural=[_check(STEIN, 7.0)], gaussian=[_check(STEIN, 1.0)]))[-2:]
+    assert told[0].startswith("The raw neural score fails") and "recalibration mends" in told[0]
+    assert told[1] == "All checks of gaussian pass, within four standard errors."
+    both = findings(_checked(data=[_check("a", 1.0)], neural=[_check(STEIN, 1.0)]))[-1]
+    assert both.startswith("All checks of the data and neural pass")

@@ -60,6 +60,14 @@ MISTAKES = {
         ["system={kind: navier_stokes, grid: 16}", "response.estimators=[exact]"],
         "navier_stokes has no exact score; remove 'exact'",
     ),
+    "extrapolation of what is not learned": (
+        ["score.extrapolate=true"],
+        "score.extrapolate=true is of the learned score.*set score.estimator: neural",
+    ),
+    "extrapolation from one noise level": (
+        ["score.extrapolate=true", "score.estimator=neural"],
+        "sigma_max of at least .* = 0.141, not 0.1; set score.process.sigma_max: 0.15",
+    ),
     "neural without training": (["response.estimators=[neural]"], "score.estimator=gaussian"),
     "no value": (["ensemble.members"], "needed KEY=VALUE"),
     "key of a value": (["name.a=1"], "'name' is a value"),

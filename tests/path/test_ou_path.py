@@ -10,7 +10,10 @@ import yaml
 
 from workflow.dynamics import build_system
 from workflow.opening import open_run
+from workflow.stages.diagnose import identities_block, langevin_block
+from workflow.stages.health import verify
 from workflow.stages.pipeline import STAGES, run_stages
+from workflow.stages.states import states_block
 
 EXPERIMENT = {
     "name": "ou",
@@ -82,6 +85,47 @@ def test_a_score_of_a_gaussian_field_satisfies_the_stein_identity(response):
     stein = response.stein.sel(estimator=["gaussian", "exact"])
     assert float(abs(stein - 1).max()) < 0.3
     assert float(abs(stein.mean(("ky", "kx")) - 1).max()) < 0.02
+
+
+def test_every_check_of_the_exact_score_and_of_its_data_passes(run):
+    """Identities, drift, slope, Langevin and stationarity, each within 4 standard errors."""
+    found = json.loads(run.checks.read_text())
+    assert [one for name in ("data", "exact") for one in found[name] if not one["passed"]] == []
+    starts = ["<s>", "-<x s>", "-<x^2 s>", "-<x^3 s>", "<F . s>", "dR/dt(0+)", "Langevin"]
+    names = [one["name"] for one in found["exact"]]
+    assert [s for s in starts if not any(name.startswith(s) for name in names)] == []
+    third = next(one for one in found["exact"] if one["name"].startswith("-<x^3 s>"))
+    assert 0 < third["standard_error"] < 0.05 * third["expected"]
+    assert [one["name"] for one in found["data"]] == [
+        f"no trend of the {what} of u" for what in ("mean", "variance")
+    ]
+
+
+def test_the_checks_are_in_the_summary_and_on_the_page(run):
+    """Who reads the report must see them."""
+    summary = json.loads((run.folder / "report" / "summary.json").read_text())
+    assert set(summary["checks"]) == {"data", "gaussian", "exact"}
+    page = (run.folder / "report" / "index.html").read_text()
+    assert "<h2>Checks</h2>" in page and "All checks of the data and exact pass" in page
+
+
+def test_a_part_of_the_checks_is_the_same_bytes_wherever_it_is_made(run):
+    """Its numbers are functions of the experiment and the name of the block."""
+    parts = {path: path.read_bytes() for path in (run.folder / "checks").glob("*.pt")}
+    assert len(parts) == 3 + 2 * 3 + 2
+    states_block(str(run.folder), 2)
+    identities_block(str(run.folder), "gaussian", 1)
+    langevin_block(str(run.folder), "exact")
+    assert {path: path.read_bytes() for path in parts} == parts
+
+
+def test_damaged_checks_are_found_and_made_again(run):
+    """They are a product like any other."""
+    before = run.checks.read_bytes()
+    run.checks.write_bytes(before.replace(b"true", b"none", 1))
+    assert [problem.path for problem in verify(run, repair=True)] == ["checks.json"]
+    run_stages(run, ("respond",), command="test", notify=lambda *_: None)
+    assert run.checks.read_bytes() == before and verify(run) == []
 
 
 def test_the_products_are_those_that_the_design_names(run, response):

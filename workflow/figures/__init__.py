@@ -14,10 +14,22 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLOURS = {"direct": "black", "exact": "#2a9d3a", "neural": "#1f5fbf", "gaussian": "#d0342c"}
+COLOURS = {
+    "direct": "black",
+    "exact": "#2a9d3a",
+    "neural": "#1f5fbf",
+    "kgmm": "#1aa3d8",
+    "gaussian": "#d0342c",
+}
 """One colour for each estimator, the same in all pictures."""
 
-LINES = {"direct": "-", "exact": (0, (6, 2)), "neural": "-", "gaussian": (0, (4, 1.5, 1, 1.5))}
+LINES = {
+    "direct": "-",
+    "exact": (0, (6, 2)),
+    "neural": "-",
+    "kgmm": "-",
+    "gaussian": (0, (4, 1.5, 1, 1.5)),
+}
 """One line style for each estimator, so that pictures survive a grey printer."""
 
 OTHER_COLOURS = ("#8e44ad", "#e08e0b", "#0b8e8e", "#7f5539")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from workflow.figures import colour, in_order
-from workflow.figures.words import REFERENCES, findings, number, with_error
+from workflow.figures.words import DATA, REFERENCES, findings, number, with_error
 
 DENSITY = 1.44
 """Pixels of a picture for one of the page: a picture of 12 inches fills a wide page."""
@@ -27,6 +28,7 @@ td,th{padding:.4rem .9rem;border-bottom:1px solid #e3e3e3;text-align:right;verti
 td{white-space:nowrap}
 th{font-weight:600;background:#f6f7f9}
 td:first-child,th:first-child{text-align:left}
+.fails{color:#b00020;font-weight:600}
 pre{background:#f6f7f9;padding:1rem;overflow-x:auto;font-size:.85em}
 ul{padding-left:1.2rem;max-width:60rem}
 li{margin:.4rem 0}
@@ -45,6 +47,8 @@ def page(
     summary: Mapping[str, Any],
     figures: Sequence[tuple[str, str]],
     *,
+    gallery: Sequence[tuple[str, str]] = (),
+    left_out: int = 0,
     experiment: str = "",
 ) -> str:
     """The report as one HTML text; nothing outside its folder is needed to read it.
@@ -53,6 +57,8 @@ def page(
         title: heading.
         summary: content of `summary.json`; what it lacks is left out.
         figures: file name and caption of each picture beside the page, in order.
+        gallery: the same for the pictures of all observables and perturbations.
+        left_out: how many more pictures the gallery would have.
         experiment: the resolved experiment file.
 
     Returns:
@@ -68,7 +74,9 @@ def page(
 {_lead(summary)}
 {_findings(summary)}
 {_errors(summary)}
+{_checks(summary)}
 {pictures}
+{_gallery(gallery, left_out)}
 {_run(summary)}
 {_experiment(experiment)}
 </body></html>
@@ -85,14 +93,29 @@ def _figure(name: str, caption: str) -> str:
     )
 
 
+def _gallery(figures: Sequence[tuple[str, str]], left_out: int) -> str:
+    """Every observable after every perturbation."""
+    if not figures:
+        return ""
+    drawn = "\n".join(_figure(name, caption) for name, caption in figures)
+    more = (
+        f'<p class="note">{left_out} more pictures are left out; all responses are in '
+        "response.zarr.</p>"
+    )
+    return f"<h2>All responses</h2>\n{drawn}\n{more if left_out else ''}"
+
+
 def _lead(summary: Mapping[str, Any]) -> str:
     """What was asked, in one sentence."""
     system, sizes = summary.get("system"), summary.get("sizes") or {}
     kind = system.get("kind") if isinstance(system, Mapping) else system
     words = f"Response of the {kind} system" if kind else "Response"
     words = f"{words.replace('_', ' ')} to a small kick, learned from unperturbed data"
+    if not kind and summary.get("data"):
+        words += f" in {Path(str(summary['data'])).name}"
     if "members" in sizes and "length" in sizes:
-        words += f": {sizes['members']} members of length {number(sizes['length'], 6)}"
+        plural = "" if sizes["members"] == 1 else "s"
+        words += f": {sizes['members']} member{plural} of length {number(sizes['length'], 6)}"
     if sizes.get("pairs"):
         words += f"; the direct response is from {sizes['pairs']} pairs of perturbed runs"
     return f'<p class="lead">{escape(words)}.</p>'
@@ -109,7 +132,10 @@ def _errors(summary: Mapping[str, Any]) -> str:
     estimators = summary.get("estimators") or {}
     if not estimators:
         return ""
-    head = ["estimator", *(f"summed L2 error against {r}" for r in REFERENCES)]
+    references = [
+        r for r in REFERENCES if any(r in (one.get("against") or {}) for one in estimators.values())
+    ]
+    head = ["estimator", *(f"summed L2 error against {r}" for r in references)]
     head += ["Stein error, raw", "Stein error, recalibrated"]
     scores = summary.get("score_error") or {}
     if scores:
@@ -118,7 +144,7 @@ def _errors(summary: Mapping[str, Any]) -> str:
     for name in in_order(estimators):
         one = estimators[name]
         against = one.get("against") or {}
-        known = [against.get(reference) or {} for reference in REFERENCES]
+        known = [against.get(reference) or {} for reference in references]
         row = [with_error(o.get("summed_l2"), o.get("summed_l2_standard_error")) for o in known]
         row += [number(one.get(f"stein_error_{end}")) for end in ("raw", "recalibrated")]
         row += [number(scores.get(name))] if scores else []
@@ -128,9 +154,47 @@ def _errors(summary: Mapping[str, Any]) -> str:
         "L2 errors are summed over the lags at which the Gaussian estimator's error is "
         "significant and this one's is known, ± one standard error; they hold the sampling noise "
         "of both sides. A dash: no reference, or no such lag. "
-        "The Stein error is 0 for the score of the data."
     )
+    note = f"{note if references else ''}The Stein error is 0 for the score of the data."
     return f'<h2>Errors</h2>\n{_table(head, rows)}\n<p class="note">{escape(note)}</p>'
+
+
+def _checks(summary: Mapping[str, Any]) -> str:
+    """What the data and the scores were tested by: a row for each check, a column for each."""
+    found = {name: checks for name, checks in (summary.get("checks") or {}).items() if checks}
+    if not found:
+        return ""
+    columns = [*(name for name in (DATA,) if name in found), *in_order(set(found) - {DATA})]
+    # The same check of different estimators has the same name.
+    names = dict.fromkeys(one["name"] for column in columns for one in found[column])
+    rows = []
+    for name in names:
+        at = [next((c for c in found[column] if c["name"] == name), None) for column in columns]
+        rows.append([escape(name), *(_verdict(check) for check in at)])
+    heads = [f"the {name}" if name == DATA else name for name in columns]
+    note = (
+        "Deviation from what must be, in standard errors; up to 4 passes. Of many numbers the "
+        "worst is told, made smaller for their number. A dash: these data cannot tell. What was "
+        "found and expected is told where the pointer rests, and in checks.json."
+    )
+    table = _table(["check", *heads], rows)
+    return f'<h2>Checks</h2>\n{table}\n<p class="note">{escape(note)}</p>'
+
+
+def _verdict(check: Mapping[str, Any] | None) -> str:
+    """A cell of the table of checks."""
+    if check is None:
+        return ""
+    found = with_error(check.get("value"), check.get("standard_error"))
+    wanted = f", expected {number(check['expected'])}" if check.get("expected") is not None else ""
+    told = escape("; ".join(filter(None, [f"found {found}{wanted}", check.get("note")])))
+    passed, z = check.get("passed"), check.get("z")
+    if passed is None:
+        return f'<span title="{told}">{number(check.get("value"))}</span>'
+    off = "∞" if z is None else number(abs(z), 2)
+    if passed:
+        return f'<span title="{told}">passes ({off})</span>'
+    return f'<span class="fails" title="{told}">fails ({off})</span>'
 
 
 def _run(summary: Mapping[str, Any]) -> str:

@@ -1,18 +1,15 @@
-"""Pictures of the responses: curves, errors against lag, maps around the kicked pixel."""
+"""Pictures of the responses: curves with bands, and errors, against lag."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.colors import FuncNorm
 from matplotlib.ticker import MaxNLocator
 
-from workflow.figures import colour, edges, in_order, line, picture, share_legend, whole_ticks
+from workflow.figures import colour, in_order, line, picture, share_legend
 
 RESPONDERS = (0, 2, 4, 6)
 """Grid steps downstream of the kicked pixel: R11, R31, R51, R71 of arXiv:2402.01029, Fig. 1."""
@@ -20,11 +17,13 @@ RESPONDERS = (0, 2, 4, 6)
 REFERENCES = {"direct": "direct", "exact": "exact-score"}
 """What errors are measured against, and how a title says it."""
 
-CLEAR = 5.0
-"""Largest pixel over its standard error from which a map is signal and not noise."""
+CLEAR = 3.0
+"""Standard errors from which a place is taken to answer."""
 
-_STEPS = "[grid steps]"
-_LAG = "lag [model time]"
+PLACES = 3
+"""Strongest places beside the first one, where the statistics depend on the place."""
+
+LAG = "lag [model time]"
 
 
 def curves(
@@ -33,49 +32,59 @@ def curves(
     *,
     perturbation: str | None = None,
     observable: str | None = None,
-) -> tuple[str, str]:
-    """Response of the kicked pixel and of three pixels downstream against lag, with bands.
+) -> tuple[str, str] | None:
+    """Response against lag, with bands, at four places.
 
-    A response without space, such as that of a mean, is one curve for each estimator.
+    Around the kicked place these are the kicked pixel and three pixels downstream; on the grid of
+    the fields the place that answers first, and the strongest ones later. A response without
+    space, such as that of a mean, is one curve for each estimator.
 
     Args:
         response: holds `response`, `ci_low`, `ci_high`, dims (estimator, perturbation,
-            observable, lag, [[dy,] dx]).
+            observable, lag, [[dy,] dx] or [[y,] x]).
         folder: where the picture goes.
         perturbation: which kick; default the first one.
         observable: what is watched; default the first one.
 
     Returns:
-        File name and caption.
+        File name and caption; None for a row of numbers, such as a spectrum.
     """
-    one = _one(response, perturbation, observable)
-    if "dx" not in one.dims:
+    one = pick(response, perturbation, observable)
+    space = space_of(one)
+    if set(one.response.dims) - {"estimator", "lag", *space}:
+        return None
+    if not space:
         return _scalar_curve(response, one, folder)
-    one = one.sel(dy=0) if "dy" in one.dims else one
+    one = one.compute()
     names = in_order(one.estimator.values)
+    moved = space[-1] == "dx"
+    places = _downstream(one) if moved else strong_places(one, count=PLACES + 1)
     hidden = False
-    steps = [step for step in RESPONDERS if step in one.dx.values]  # small grids lack some
-    rows = -(-len(steps) // 2)
+    rows = -(-len(places) // 2)
     with picture(folder / "response_curves.png", 12, 3.9 * rows + 0.6) as figure:
         panels = figure.subplots(rows, 2, squeeze=False)
-        for panel in panels.flat[len(steps) :]:
+        for panel in panels.flat[len(places) :]:
             panel.set_axis_off()
-        for panel, step in zip(panels.flat, steps, strict=False):
-            at = one.sel(dx=step).compute()
+        for panel, place in zip(panels.flat, places, strict=False):
+            at = one.sel(place)
             for name in names:
-                _band(panel, at.sel(estimator=name), name)
-            hidden |= _frame_curve(panel, at)
-            where = "kicked pixel" if step == 0 else f"{step} grid steps downstream"
-            panel.set_title(f"$R_{{{step + 1}1}}$: {where}")
-            panel.set(xlabel=_LAG, ylabel=f"response {_units(response)}".strip())
+                band(panel, at.sel(estimator=name), name)
+            hidden |= frame_curve(panel, at)
+            panel.set_title(place_words(place))
+            panel.set(xlabel=LAG, ylabel=f"response {units_words(response)}".strip())
         share_legend(figure, panels.flat)
+    where = (
+        "at the kicked pixel and at pixels downstream of it"
+        if moved
+        else "at the place that answers first and at the strongest ones later"
+    )
     caption = (
-        "Mean response of the kicked pixel and of pixels downstream of it to a unit kick of one "
-        f"pixel, with {_level(response)} bands."
+        f"Mean response of {_label(one, 'observable')} {where}, to a unit kick of "
+        f"{_label(one, 'perturbation')}, with {level_words(response)} bands."
     )
     caption += _ends(one, names)
     if hidden:
-        caption += " The kicked pixel starts at 1 at lag 0, above the frame."
+        caption += f" Lag 0 {'of the first panel ' if moved else ''}is above the frame."
     return "response_curves.png", caption
 
 
@@ -96,15 +105,17 @@ def errors(response: xr.Dataset, folder: Path) -> tuple[str, str] | None:
     if not references:
         return None
     rows = len(references)
+    single = "response" in response and set(response.response.dims) == {"estimator", "lag"}
+    norms = ("l2",) if single else ("l2", "linf")  # the same for a single number
     with picture(folder / "response_errors.png", 12, 4.3 * rows + 0.5) as figure:
-        panels = figure.subplots(rows, 2, squeeze=False)
+        panels = figure.subplots(rows, len(norms), squeeze=False)
         for row, reference in zip(panels, references, strict=True):
-            for panel, norm in zip(row, ("l2", "linf"), strict=True):
+            for panel, norm in zip(row, norms, strict=True):
                 _distance(panel, response.sel(reference=reference), norm)
                 symbol = {"l2": "$L^2$", "linf": r"$L^\infty$"}[norm]
                 truth = REFERENCES.get(reference, reference)
                 panel.set_title(f"{symbol} distance from the {truth} response")
-                panel.set(xlabel=_LAG, ylabel=f"{symbol} distance {_units(response)}".strip())
+                panel.set(xlabel=LAG, ylabel=f"{symbol} distance {units_words(response)}".strip())
         share_legend(figure, panels.flat)
     caption = (
         "Distance of each estimator's response from the reference at each lag; bands are two "
@@ -113,53 +124,8 @@ def errors(response: xr.Dataset, folder: Path) -> tuple[str, str] | None:
     return "response_errors.png", caption
 
 
-def maps(
-    response: xr.Dataset,
-    folder: Path,
-    *,
-    lags: Sequence[float] | None = None,
-    perturbation: str | None = None,
-    observable: str | None = None,
-) -> tuple[str, str] | None:
-    """Response around the kicked pixel at four lags: a row for each estimator.
-
-    One-dimensional systems have a panel for each lag that holds all estimators.
-
-    Args:
-        response: holds `response`, `standard_error`, dims as in `curves`.
-        folder: where the picture goes.
-        lags: model times to show; default four lags until the signal is lost in noise.
-        perturbation: which kick; default the first one.
-        observable: what is watched; default the first one.
-
-    Returns:
-        File name and caption; None for a response without space.
-    """
-    one = _one(response, perturbation, observable)
-    if "dx" not in one.dims:
-        return None
-    names = in_order(one.estimator.values)
-    wanted = _clear_lags(one, names) if lags is None else lags
-    one = one.sel(lag=list(wanted), method="nearest").compute()
-    if "dy" in one.dims:
-        _draw_maps(folder / "response_maps.png", one, names, _units(response))
-        manner = (
-            "Each lag has its own colour scale, shared by the estimators; colours follow the "
-            "square root of the response, so that weak responses show."
-        )
-    else:
-        _draw_profiles(folder / "response_maps.png", one, names, _units(response))
-        manner = "Bands are confidence intervals."
-    times = ", ".join(f"{t:g}" for t in one.lag.values)
-    caption = (
-        f"Response around the kicked pixel (at the origin) at lags {times}; downstream is "
-        f"positive. {manner}"
-    )
-    return "response_maps.png", caption
-
-
-def _one(response: xr.Dataset, perturbation: str | None, observable: str | None) -> xr.Dataset:
-    """One kick and one observable."""
+def pick(response: xr.Dataset, perturbation: str | None, observable: str | None) -> xr.Dataset:
+    """One kick and one observable; the first ones where none is named."""
     names = ("response", "standard_error", "ci_low", "ci_high")
     one = response[list(names)]
     for dim, chosen in (("perturbation", perturbation), ("observable", observable)):
@@ -169,23 +135,81 @@ def _one(response: xr.Dataset, perturbation: str | None, observable: str | None)
     return one
 
 
+def space_of(one: xr.Dataset) -> list[str]:
+    """Dimensions of the place, y first: displacements from the kicked one, or the fields' own."""
+    return [d for d in ("dy", "dx", "y", "x") if d in one.response.dims]
+
+
+def trusted(names: list[str]) -> str:
+    """The estimator that chooses places and lags: known at all lags, and the least noisy."""
+    return next((n for n in ("exact", "neural", "kgmm") if n in names), names[-1])
+
+
+def strong_places(one: xr.Dataset, *, count: int) -> list[dict[str, float]]:
+    """The place that answers most at lag 0, then those that are strongest at later lags.
+
+    Args:
+        one: dims (estimator, lag, *space), one kick and observable.
+        count: most places.
+    """
+    space = space_of(one)
+    names = in_order(one.estimator.values)
+    shown = one.sel(estimator=trusted(names))
+    size = abs(shown.response).transpose("lag", *space).fillna(0)
+    # Noise is searched only where there is no signal left.
+    size = size.where(size > CLEAR * shown.standard_error, 1e-6 * size)
+    flat = size.values.reshape(size.sizes["lag"], -1).copy()
+    lags = np.unique(np.geomspace(1, max(1, len(flat) - 1), max(1, count - 1)).astype(int))
+    found: list[int] = []
+    for lag in [0, *lags, *[int(lags[-1])] * count][:count]:
+        values = flat[min(lag, len(flat) - 1)].copy()
+        values[found] = -1
+        if values.max() < 0:
+            break
+        found.append(int(values.argmax()))
+    grid = [np.unravel_index(i, [size.sizes[d] for d in space]) for i in found]
+    return [{d: float(one[d][i]) for d, i in zip(space, at, strict=True)} for at in grid]
+
+
+def place_words(place: dict[str, float]) -> str:
+    """A place in a few words, for a title."""
+    if list(place)[-1] != "dx":
+        return ", ".join(f"{d} = {v:g}" for d, v in place.items())
+    if not any(place.values()):
+        return "kicked pixel"
+    if place["dx"] > 0 and not place.get("dy"):
+        return f"{place['dx']:g} grid step{'s' if place['dx'] > 1 else ''} downstream"
+    return ", ".join(f"{d} = {v:g}" for d, v in place.items())
+
+
+def _downstream(one: xr.Dataset) -> list[dict[str, float]]:
+    still: dict[str, float] = {"dy": 0.0} if "dy" in one.dims else {}
+    # Small grids lack some.
+    return [still | {"dx": float(step)} for step in RESPONDERS if step in one.dx.values]
+
+
+def _label(one: xr.Dataset, dim: str) -> str:
+    return str(one[dim].item()) if dim in one.coords else dim
+
+
 def _scalar_curve(response: xr.Dataset, one: xr.Dataset, folder: Path) -> tuple[str, str]:
     at = one.compute()
-    kick, watched = str(one.perturbation.item()), str(one.observable.item())
+    kick, watched = _label(one, "perturbation"), _label(one, "observable")
     with picture(folder / "response_curves.png", 9, 4.8) as figure:
         panel = figure.subplots()
         for name in in_order(one.estimator.values):
-            _band(panel, at.sel(estimator=name), name)
-        hidden = _frame_curve(panel, at)
+            band(panel, at.sel(estimator=name), name)
+        hidden = frame_curve(panel, at)
         panel.set_title(f"{watched} after {kick}")
-        panel.set(xlabel=_LAG, ylabel=f"response {_units(response)}".strip())
+        panel.set(xlabel=LAG, ylabel=f"response {units_words(response)}".strip())
         share_legend(figure, [panel])
-    caption = f"Response of {watched} to a unit kick of {kick}, with {_level(response)} bands."
+    caption = f"Response of {watched} to a unit kick of {kick}, with {level_words(response)} bands."
     caption += _ends(at, in_order(at.estimator.values))
     return "response_curves.png", caption + (" Lag 0 is above the frame." if hidden else "")
 
 
-def _level(response: xr.Dataset) -> str:
+def level_words(response: xr.Dataset) -> str:
+    """Coverage of the bands."""
     return f"{100 * float(response.attrs.get('level', 0.95)):g} % confidence"
 
 
@@ -202,12 +226,14 @@ def _ends(one: xr.Dataset, names: list[str]) -> str:
     )
 
 
-def _units(response: xr.Dataset) -> str:
+def units_words(response: xr.Dataset) -> str:
+    """Units of the response in brackets; nothing where there are none."""
     units = str(response.response.attrs.get("units", "1"))
     return "" if units in ("1", "") else f"[{units}]"
 
 
-def _band(panel: Axes, at: xr.Dataset, name: str, *, along: str = "lag") -> None:
+def band(panel: Axes, at: xr.Dataset, name: str, *, along: str = "lag") -> None:
+    """Curve of an estimator with its confidence band along one dimension."""
     if not bool(at.response.notnull().any()):
         return
     x = at[along].values
@@ -215,8 +241,8 @@ def _band(panel: Axes, at: xr.Dataset, name: str, *, along: str = "lag") -> None
     panel.plot(x, at.response, label=name, **line(name))
 
 
-def _frame_curve(panel: Axes, at: xr.Dataset) -> bool:
-    """Limits of a curve; True when lag 0 was left out to show what follows."""
+def frame_curve(panel: Axes, at: xr.Dataset) -> bool:
+    """Limits of a curve against lag; True when lag 0 was left out to show what follows."""
     panel.axhline(0, color="grey", lw=0.8, zorder=0)
     after = at.isel(lag=slice(1, None)) if at.sizes["lag"] > 1 else at
     low, high = min(0.0, float(after.response.min())), max(0.0, float(after.response.max()))
@@ -252,92 +278,3 @@ def _distance(panel: Axes, response: xr.Dataset, norm: str) -> None:
     known = response.lag[response[norm].notnull().any("estimator")]
     panel.set_xlim(float(known.min()), float(known.max()))
     panel.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-
-
-def _clear_lags(one: xr.Dataset, names: list[str]) -> list[float]:
-    """Four lags, closer together at first, as long as the first estimator sees a signal."""
-    space = [d for d in ("dy", "dx") if d in one.dims]
-    first = one.sel(estimator=names[0])
-    ratio = (abs(first.response) / first.standard_error.where(first.standard_error > 0)).max(space)
-    known = one.response.notnull().any(space).all("estimator").values
-    clear = np.flatnonzero((ratio.values > CLEAR) & known)
-    last = int(clear[-1]) if len(clear) else one.sizes["lag"] - 1
-    last = max(last, min(4, one.sizes["lag"] - 1))
-    picks = np.unique(np.rint(np.geomspace(1, max(last, 1), 4)).astype(int))
-    spare = [i for i in range(1, last + 1) if i not in picks]
-    picks = np.sort(np.concatenate([picks, spare[: 4 - len(picks)]]).astype(int))
-    return [float(t) for t in one.lag.values[picks[picks < one.sizes["lag"]]]]
-
-
-def _draw_maps(path: Path, one: xr.Dataset, names: list[str], units: str) -> None:
-    rows, columns = len(names), one.sizes["lag"]
-    x, y = (edges(one[d].values.astype(float)) for d in ("dx", "dy"))
-    with picture(path, 3.1 * columns + 0.8, 2.75 * rows + 1.1) as figure:
-        panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-        for column in range(columns):
-            at = one.response.isel(lag=column)
-            limit = float(abs(at).max()) or 1.0
-            norm = FuncNorm((_root, _square), vmin=-limit, vmax=limit)
-            mesh: Any = None
-            for row, name in enumerate(names):
-                panel = panels[row, column]
-                panel.set_facecolor("#dddddd")
-                mesh = panel.pcolormesh(
-                    x,
-                    y,
-                    at.sel(estimator=name).transpose("dy", "dx").values,
-                    cmap="RdBu_r",
-                    norm=norm,
-                    rasterized=True,
-                )
-                panel.set_aspect("equal")
-                whole_ticks(panel)
-            bar = figure.colorbar(
-                mesh, ax=panels[:, column], location="bottom", shrink=0.8, aspect=16, pad=0.02
-            )
-            ticks = _signed_ticks(limit)
-            bar.set_ticks(ticks, labels=[f"{t:.1g}".replace("-", "\N{MINUS SIGN}") for t in ticks])
-            bar.minorticks_off()
-            bar.set_label(f"response {units}".strip())
-            panels[0, column].set_title(f"lag {float(one.lag[column]):g}")
-            panels[-1, column].set_xlabel(f"dx {_STEPS}")
-        for row, name in enumerate(names):
-            panels[row, 0].set_ylabel(f"dy {_STEPS}")
-            panels[row, 0].text(
-                *(0.04, 0.95, name),
-                color=colour(name),
-                fontweight="bold",
-                va="top",
-                transform=panels[row, 0].transAxes,
-            )
-
-
-def _root(value: Any) -> Any:
-    """Signed square root: the kicked pixel is far above all others, which must be seen too."""
-    return np.sign(value) * np.sqrt(np.abs(value))
-
-
-def _square(value: Any) -> Any:
-    return np.sign(value) * np.square(value)
-
-
-def _signed_ticks(limit: float) -> list[float]:
-    """The largest one-digit number within the limit and about a quarter of it, on both sides."""
-    unit = 10 ** np.floor(np.log10(limit))
-    top = float(np.floor(limit / unit + 1e-9) * unit)
-    quarter = float(f"{top / 4:.1g}")
-    return [-top, -quarter, 0.0, quarter, top]
-
-
-def _draw_profiles(path: Path, one: xr.Dataset, names: list[str], units: str) -> None:
-    columns = one.sizes["lag"]
-    with picture(path, 4.0 * columns, 4.2) as figure:
-        panels = np.atleast_1d(figure.subplots(1, columns))
-        for column, panel in enumerate(panels):
-            for name in names:
-                _band(panel, one.isel(lag=column).sel(estimator=name), name, along="dx")
-            panel.axhline(0, color="grey", lw=0.8, zorder=0)
-            panel.set_title(f"lag {float(one.lag[column]):g}")
-            panel.set_xlabel(f"dx {_STEPS}")
-        panels[0].set_ylabel(f"response {units}".strip())
-        share_legend(figure, panels)

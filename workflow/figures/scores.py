@@ -24,6 +24,7 @@ from workflow.figures import (
     spread,
     whole_ticks,
 )
+from workflow.figures.stein import numbers
 
 SAMPLE = 2_000_000
 """Most pixels of one estimator in a scatter."""
@@ -62,7 +63,9 @@ def against_exact(
     score = spread(score, SAMPLE * score.sizes["estimator"], dims=("time", "member"))
     x = score.sel(estimator=reference).values.ravel().astype(np.float64)
     found = []
-    with picture(folder / "scores.png", 5.4 * len(names) + 0.4, 5.2) as figure:
+    first = score.name == next(iter(scores.data_vars))
+    file = "scores.png" if first else f"{score.name}.png"
+    with picture(folder / file, 5.4 * len(names) + 0.4, 5.2) as figure:
         panels = np.atleast_1d(figure.subplots(1, len(names)))
         frame = tuple(float(v) for v in np.nanquantile(score.values, (0.0002, 0.9998)))
         for panel, name in zip(panels, names, strict=True):
@@ -73,12 +76,13 @@ def against_exact(
     which = "held-out member" if held is not None else "member"
     which += "s" if score.sizes["member"] > 1 else ""
     truth = "" if reference == "exact" else " No exact score is known: the Gaussian is no truth."
+    of = "" if len(scores.data_vars) == 1 else f" of {str(score.name).removeprefix('score_')}"
     caption = (
-        f"Scores against the {reference} score at the same pixels of {score.sizes['member']} "
+        f"Scores{of} against the {reference} score at the same pixels of {score.sizes['member']} "
         f"{which}; darker is denser, on a log scale; in 1 / units of the field. "
         f"{' '.join(found)}{truth}"
     )
-    return "scores.png", caption
+    return file, caption
 
 
 def stein(response: xr.Dataset, folder: Path) -> tuple[str, str] | None:
@@ -87,12 +91,17 @@ def stein(response: xr.Dataset, folder: Path) -> tuple[str, str] | None:
         M_k = -E[s_k conj(x_k)],   1 at every k for the score of the data
 
     Args:
-        response: holds `stein` and `unresolved`, dims (estimator, [ky,] kx), any order of k.
+        response: holds `stein` and `unresolved`, dims (estimator, [ky,] kx), any order of k;
+            with (number, kicked_number) see `stein.numbers`.
         folder: where the picture goes.
 
     Returns:
         File name and caption; None when no estimator has the ratio.
     """
+    if "stein" not in response or response.stein.dims == ("estimator",):
+        return None
+    if "number" in response.stein.dims:
+        return numbers(response, folder)
     waves = [d for d in ("ky", "kx") if d in response.stein.dims]
     data = response[["stein", "unresolved"]].sortby(waves).compute()
     data = data.transpose("estimator", *waves)

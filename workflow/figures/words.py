@@ -17,6 +17,21 @@ REFERENCES = {
 ROUNDING = 1e-12
 """What is smaller was not measured: it is how float64 rounds a 0."""
 
+DATA = "data"
+"""Name of the checks that are of the data and not of an estimator."""
+
+STEIN = "-<x s> = 1"
+"""How checks begin that recalibration mends."""
+
+NOT_GAUSSIAN = (
+    "-<x^2 s>",
+    "-<x^3 s>",
+    "<F . s>",
+    "Langevin keeps the kurtosis",
+    "Langevin keeps the q",
+)
+"""How checks begin that the Gaussian score passes where the data are Gaussian only."""
+
 Numbers = Mapping[str, Any]
 
 
@@ -58,7 +73,9 @@ def findings(summary: Numbers) -> list[str]:
             "There are neither paired perturbed runs nor an exact score to compare with: only "
             "the Stein identity below tests these responses."
         ]
-    told += [_stein(summary, estimators), _scores(summary)]
+    told += [_all_pairs(summary), _beyond_gaussian(summary)]
+    told += [_stein(summary, estimators), _scores(summary), _resampled(estimators)]
+    told += _tested(summary)
     return [text for text in told if text]
 
 
@@ -134,6 +151,77 @@ def _floor(exact: Numbers | None) -> str:
     )
 
 
+def _pairs(summary: Numbers) -> list[tuple[str, Numbers]]:
+    """Name and numbers by estimator of every perturbation and observable."""
+    return [
+        (f"{observable} after {kick}", numbers)
+        for kick, observables in (summary.get("responses") or {}).items()
+        if isinstance(observables, Mapping)
+        for observable, numbers in observables.items()
+    ]
+
+
+def _all_pairs(summary: Numbers) -> str:
+    """How often each estimator is off, over all perturbations and observables."""
+    pairs = _pairs(summary)
+    off: dict[str, dict[str, list[bool]]] = {}
+    for _, numbers in pairs:
+        for name, one in numbers.items():
+            for reference, found in (one.get("against") or {}).items():
+                different, compared = found["lags"]
+                if compared and name != "direct":
+                    told = off.setdefault(reference, {}).setdefault(name, [])
+                    # A tenth of the lags: a few of many are beyond three errors by chance.
+                    told.append(different > 0.1 * compared)
+    if len(pairs) < 2 or not off:
+        return ""
+    reference = next(r for r in REFERENCES if r in off)
+    ranked = sorted(off[reference].items(), key=lambda item: sum(item[1]) / len(item[1]))
+    parts = [f"{name} for {sum(found)} of {len(found)}" for name, found in ranked]
+    return (
+        f"Over all {len(pairs)} pairs of a perturbation and an observable, off from "
+        f"{REFERENCES[reference]} by more than three standard errors at more than a tenth of the "
+        f"lags: {', '.join(parts)}."
+    )
+
+
+def _beyond_gaussian(summary: Numbers) -> str:
+    """Whether the scores see more than a Gaussian one does."""
+    found: dict[str, list[tuple[float, str]]] = {}
+    for pair, numbers in _pairs(summary):
+        for name, one in numbers.items():
+            different, known = one.get("differs_from_gaussian") or (0, 0)
+            if known:
+                found.setdefault(name, []).append((different / known, pair))
+    parts = []
+    for name, shares in found.items():
+        beyond = [share for share, _ in shares if share > 0]
+        if not beyond:
+            text = f"The {name} response is nowhere beyond sampling noise of the Gaussian one"
+        elif len(shares) == 1:
+            text = f"The {name} response differs from the Gaussian one beyond sampling noise"
+            text += f", at {_percent(beyond[0])} of the lags"
+        else:
+            share, pair = max(shares, key=lambda one: one[0])
+            text = f"The {name} response differs from the Gaussian one beyond sampling noise for "
+            text += f"{len(beyond)} of {len(shares)} pairs of a perturbation and an observable "
+            text += f"(most for {pair}, at {_percent(share)} of the lags)"
+        parts.append(f"{text}.")
+    return " ".join(parts)
+
+
+def _resampled(estimators: Numbers) -> str:
+    """What the error bars are made from."""
+    units: dict[str, list[str]] = {}
+    for name in in_order(estimators):
+        if estimators[name].get("resampled"):
+            units.setdefault(estimators[name]["resampled"], []).append(name)
+    if len(units) == 1:
+        return f"Error bars resample {next(iter(units))}."
+    parts = [f"{what} ({', '.join(names)})" for what, names in units.items()]
+    return f"Error bars resample {'; '.join(parts)}." if parts else ""
+
+
 def _stein(summary: Numbers, estimators: Numbers) -> str:
     """How far each raw score is from the identity that the true one obeys."""
     parts, lost = [], []
@@ -178,6 +266,59 @@ def _scores(summary: Numbers) -> str:
         "Squared error of the score on held-out members, as a share of the exact one's square in "
         f"whitened modes: {', '.join(parts)}."
     )
+
+
+def _tested(summary: Numbers) -> list[str]:
+    """Which scores, or data, fail a check, and what follows from that."""
+    found = summary.get("checks") or {}
+    told, passed = [], []
+    for name in [*(n for n in (DATA,) if n in found), *in_order(set(found) - {DATA})]:
+        judged = [one for one in found[name] if one.get("passed") is not None]
+        failed = [one for one in judged if not one["passed"]]
+        if failed:
+            told.append(_failure(name, failed, len(judged), bool(summary.get("recalibrated"))))
+        elif judged:
+            passed.append(f"the {name}" if name == DATA else name)
+    if passed:
+        told.append(f"All checks of {_listed(passed)} pass, within four standard errors.")
+    return told
+
+
+def _failure(name: str, failed: Sequence[Numbers], judged: int, recalibrated: bool) -> str:
+    """What a failed check says of a score, or of the data."""
+    worst = max(failed, key=lambda one: math.inf if one.get("z") is None else abs(one["z"]))
+    reason, share = _off(worst), f"{len(failed)} of {_count(judged, 'check')}"
+    if name == DATA:
+        return (
+            f"Do not trust any of these responses, because the data are not stationary: {reason}. "
+            "A longer spin-up, or data without their trend, would be."
+        )
+    if name == "exact":
+        return (
+            f"The exact score fails {share}, worst {reason}: the ensemble is not in the stationary "
+            "state of the formula; it needs a longer spin-up or a shorter time step."
+        )
+    if name == "gaussian":
+        proofs = [one for one in failed if str(one["name"]).startswith(NOT_GAUSSIAN)]
+        if proofs:
+            return (
+                f"The data are not Gaussian: the Gaussian score fails {share}, such as "
+                f"{_off(proofs[0])}. Its response is an approximation."
+            )
+    if recalibrated and all(str(one["name"]).startswith(STEIN) for one in failed):
+        return f"The raw {name} score fails {reason}; recalibration mends that, at lag 0."
+    return f"Do not trust {name} blindly, because it fails {share}, worst {reason}."
+
+
+def _off(check: Numbers) -> str:
+    """A failed check in numbers."""
+    name, z = check["name"], check.get("z")
+    if z is None or check.get("value") is None:
+        note = check.get("note")
+        return f"{name} ({note})" if note else str(name)
+    value = with_error(check["value"], check.get("standard_error"))
+    wanted = number(check.get("expected"))
+    return f"{name} ({value} instead of {wanted}, {number(abs(z), 2)} standard errors)"
 
 
 def _listed(names: Sequence[str]) -> str:

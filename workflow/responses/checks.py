@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +48,14 @@ class Check:
     z: float
     passed: bool | None
     note: str = ""
+
+
+def plain(check: Check) -> dict[str, Any]:
+    """A check as plain data for JSON, which has neither NaN nor infinity: those become None."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in asdict(check).items()
+    }
 
 
 def worst(

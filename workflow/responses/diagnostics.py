@@ -37,6 +37,8 @@ MATRIX_COMPONENTS = 64
 """Largest state without symmetry whose matrices are kept whole; beyond it the diagonal only."""
 RESOLVED = 0.3
 """Largest rate times lag step at which a difference of R tells its derivative at lag 0."""
+STILL = 1e-9
+"""Variance of a wavenumber, relative to the largest of its field, below which it is rounding."""
 _DRIFT_SAMPLES = 128
 """Most samples of a unit at which derivatives of the drift are taken."""
 
@@ -55,8 +57,8 @@ def unit_means(
     Args:
         x: states of the unit, `(sample, field, *shape)`.
         s: scores at them, same shape.
-        mean: fixed reference that x is taken about, `(field,)`; the same for all units. The
-            identities hold about any; the mean of the data keeps the noise low.
+        mean: fixed reference that x is taken about, `(field,)` or `(field, *shape)`; the same for
+            all units. The identities hold about any; the mean of the data keeps the noise low.
         homogeneous: average over places, and resolve by wavenumber.
         drift: F(x), `(batch, field, *shape)`, where the equation is known.
         seed: of the random probes in div F; name the unit in it.
@@ -65,7 +67,10 @@ def unit_means(
         Arrays by name, float64; stack them over units for `identity_checks`.
     """
     fields, shape = x.shape[1], x.shape[2:]
-    y = x.double() - mean.double().reshape(-1, *[1] * len(shape))
+    reference = mean.double()
+    if reference.ndim == 1:
+        reference = reference.reshape(-1, *[1] * len(shape))
+    y = x.double() - reference
     s = s.double()
     axes = (0, *space_axes(x)) if homogeneous else (0,)
     means = {"score": s.mean(axes).flatten()}
@@ -73,13 +78,18 @@ def unit_means(
         pair = -(y**n * s).mean(axes), n * (y ** (n - 1)).mean(axes)
         means[f"moment_{n}"] = torch.stack([side.flatten() for side in pair])
     means["stein"] = _stein(y, s, homogeneous=homogeneous)
+    if means["stein"].is_complex():
+        power = -_stein(y, y, homogeneous=homogeneous).real
+        means["power"] = power.diagonal(dim1=0, dim2=1).movedim(-1, 0)
     if drift is not None:
         some = slice(None, None, -(-len(x) // _DRIFT_SAMPLES))
         z = x[some].double()
         div, _ = divergence(drift, z, seed=seed)
         means["production"] = torch.stack([div.mean(), sum_components(drift(z) * s[some]).mean()])
         if homogeneous or fields * math.prod(shape) <= MATRIX_COMPONENTS:
-            means["jacobian"] = _jacobian(drift, z, homogeneous=homogeneous, seed=seed)
+            means["jacobian"], means["jacobian_square"] = _jacobian(
+                drift, z, homogeneous=homogeneous, seed=seed
+            )
     return {name: value.numpy(force=True) for name, value in means.items()}
 
 
@@ -95,8 +105,15 @@ def identity_checks(means: Mapping[str, Floats]) -> list[Check]:
     Raises:
         UserError: fewer than 2 units.
     """
-    stein = means["stein"]
+    stein, note = means["stein"], ""
     target = _identity_like(stein)
+    if "power" in means:
+        # Nothing can be told of what never varies, such as a conserved mean.
+        power = means["power"].mean(0)
+        varies = power > STILL * power.max(axis=tuple(range(1, power.ndim)), keepdims=True)
+        stein, target = stein[:, varies[:, None] & varies], target[varies[:, None] & varies]
+        still = np.count_nonzero(~varies)
+        note = f"{still} without variance left out" if still else ""
     plural = "wavenumbers" if np.iscomplexobj(stein) else "components"
     checks = [worst("<s> = 0", means["score"], 0.0)]
     first, *higher = (
@@ -105,7 +122,9 @@ def identity_checks(means: Mapping[str, Floats]) -> list[Check]:
     )
     checks += [
         first,
-        worst(f"-<x s> = 1, worst of the {plural}", _parts(stein), _parts(target[None])[0]),
+        worst(
+            f"-<x s> = 1, worst of the {plural}", _parts(stein), _parts(target[None])[0], note=note
+        ),
         _rms(f"-<x s> = 1, root mean square over {plural}", stein, target),
         *higher,
     ]
@@ -115,19 +134,24 @@ def identity_checks(means: Mapping[str, Floats]) -> list[Check]:
     return checks
 
 
-def slope_check(response: Floats, jacobian: Floats, *, step: float, space: int) -> Check:
+def slope_check(
+    response: Floats, jacobian: Floats, *, square: Floats, step: float, space: int
+) -> Check:
     """dR/dt(0+) = < dF_i/dx_j >: score and dynamics together, at the shortest lags.
 
         R'(0) = (-3 R_0 + 4 R_1 - R_2) / (2 step) + O(step^2)
 
     Its distance from the difference of the next order is added to the standard error. Only
-    rates that the lag step resolves (rate * step <= 0.3) are compared.
+    rates that the lag step resolves (rate * step <= 0.3) are compared. A rate is that of the mean
+    Jacobian and the scatter of Jacobians about it: a state inside a steep well answers fast,
+    however slow the mean is.
 
     Args:
         response: raw R of pixel kicks per unit, at lags 0 to 3 at least,
             `(unit, lag, responding field, kicked field, *shape)`, displacements in FFT order; or
             `(unit, lag, component, component)` with space=0.
         jacobian: `jacobian` of `unit_means` of the same units.
+        square: `jacobian_square` of them.
         step: spacing of the lags, model time.
         space: number of space dimensions of a homogeneous field, else 0.
 
@@ -153,6 +177,8 @@ def slope_check(response: Floats, jacobian: Floats, *, step: float, space: int) 
     # The fastest rate of each matrix over the fields (or components) must be resolved.
     matrices = np.moveaxis(slopes.mean(0), (0, 1), (-2, -1))
     rates = np.linalg.norm(matrices, ord=2, axis=(-2, -1))
+    sizes = (jacobian.mean(0) ** 2).sum(axis=0).reshape(square.shape[1], -1).sum(1)
+    rates = rates + math.sqrt(max(0.0, float((square.mean(0) - sizes).max())))
     resolved = rates * step <= RESOLVED
     note = f"lag step {step:g} resolves {np.count_nonzero(resolved)} of {rates.size} rates"
     if not resolved.any():
@@ -223,8 +249,8 @@ def _identity_like(stein: Floats) -> Floats:
 
 def _jacobian(
     drift: Callable[[Tensor], Tensor], x: Tensor, *, homogeneous: bool, seed: Seed
-) -> Tensor:
-    """< dF_i/dx_j > by central differences.
+) -> tuple[Tensor, Tensor]:
+    """< dF_i/dx_j > by central differences, and sum_i < (dF_i/dx_j)^2 > of each kicked j.
 
     Homogeneous: `(field, kicked field, *shape)` over the displacement from the kicked pixel, from
     4 pixels of every sample. Else `(component, component)`.
@@ -232,23 +258,28 @@ def _jacobian(
     h = 1e-4 * (float(x.std(correction=0)) or 1.0)
     shape, axes = tuple(x.shape[2:]), space_axes(x)
 
-    def column(unit: Tensor) -> Tensor:
-        return ((drift(x + h * unit) - drift(x - h * unit)) / (2 * h)).mean(0)
+    def column(unit: Tensor) -> tuple[Tensor, Tensor]:
+        slopes = (drift(x + h * unit) - drift(x - h * unit)) / (2 * h)
+        return slopes.mean(0), slopes.square().flatten(1).sum(1).mean()
 
     if not homogeneous or not shape:
-        return torch.stack([column(unit).flatten() for unit in unit_vectors(x)], 1)
+        found = [column(unit) for unit in unit_vectors(x)]
+        return torch.stack([c.flatten() for c, _ in found], 1), torch.stack([q for _, q in found])
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     places = generator.integers(shape, size=(4, len(shape)))
-    columns = []
+    columns, squares = [], []
     for field in range(x.shape[1]):
-        total = x.new_zeros(x.shape[1:])
+        total, square = x.new_zeros(x.shape[1:]), x.new_zeros(())
         for place in places.tolist():
             unit = x.new_zeros(x.shape[1:])
             unit[(field, *place)] = 1
             back = [-p for p in place]
-            total = total + column(unit).roll(back, [axis - 1 for axis in axes])
+            one, size = column(unit)
+            total = total + one.roll(back, [axis - 1 for axis in axes])
+            square = square + size
         columns.append(total / len(places))
-    return torch.stack(columns, 1)
+        squares.append(square / len(places))
+    return torch.stack(columns, 1), torch.stack(squares)
 
 
 def _parts(values: Numbers) -> Floats:

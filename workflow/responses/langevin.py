@@ -26,6 +26,7 @@ from torch import Tensor
 
 from workflow.interfaces import UserError, space_axes
 from workflow.responses.checks import Check, jackknifed, worst
+from workflow.responses.diagnostics import STILL
 from workflow.responses.divergence import Seed
 
 Floats = NDArray[np.floating]
@@ -104,7 +105,7 @@ def _integrate(
     seed: Seed,
 ) -> Tensor | None:
     """States after the last step, or None where they ran away."""
-    push, colour = _preconditioner(score(x), homogeneous=homogeneous)
+    push, colour = _preconditioner(x, score(x), homogeneous=homogeneous)
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed)))
     kind = np.float32 if x.dtype == torch.float32 else np.float64
 
@@ -123,13 +124,19 @@ def _integrate(
 
 
 def _preconditioner(
-    s: Tensor, *, homogeneous: bool
+    x: Tensor, s: Tensor, *, homogeneous: bool
 ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """v -> P v and xi -> P^(1/2) xi with P = < s s^T >^-1."""
+    """v -> P v and xi -> P^(1/2) xi with P = < s s^T >^-1, and 0 where the states never vary."""
     shape, axes = tuple(s.shape[2:]), space_axes(s)
     if homogeneous and shape:
-        power = torch.fft.rfftn(s.double(), dim=axes).abs().square().mean(0) / math.prod(shape)
-        symbol = 1 / power.clamp(min=1e-10 * float(power.max()))
+        power, variance = (
+            torch.fft.rfftn(a.double(), dim=axes).abs().square().mean(0) / math.prod(shape)
+            for a in (s, x - x.mean(0))
+        )
+        largest = variance.flatten(1).max(1).values.reshape(-1, *[1] * len(shape))
+        varies = variance > STILL * largest
+        symbol = 1 / power.clamp(min=1e-10 * float(power[varies].max()))
+        symbol = symbol.where(varies, 0.0)
 
         def filtered(exponent: float) -> Callable[[Tensor], Tensor]:
             weight = symbol.pow(exponent).to(s.dtype)
@@ -181,7 +188,9 @@ def _compare(before: Tensor, after: Tensor, *, name: str, homogeneous: bool) -> 
             torch.fft.rfftn(a - mean, dim=axes).abs().square().mean(1).flatten(1).numpy()
             for a in (before, after)
         ]
-        ratios = [a / power[0].mean(0) for a in power]
+        # What never varies, such as a conserved mean, is rounding: it cannot be kept.
+        varies = power[0].mean(0) > STILL * power[0].mean(0).max()
+        ratios = [a[:, varies] / power[0].mean(0)[varies] for a in power]
         label = f"Langevin keeps the spectrum of {name}"
         average = [a.mean(1, keepdims=True) for a in ratios]
         checks += [

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from workflow.interfaces import Saved, System, UserError
 from workflow.responses.directions import conjugate, user_direction
+from workflow.responses.divergence import Seed
 from workflow.responses.parameters import parameter_change
 from workflow.responses.probes import (
     fields_of,
@@ -46,7 +47,8 @@ class Perturbation:
         long_name: what it is, in words.
         pattern: constant direction `(field, *shape)`; None where it depends on the state. On
             homogeneous fields it is moved to every place: index 0 is the kicked place.
-        conjugate: B `(batch,)` from snapshots `(batch, field, *shape)` and a score function.
+        conjugate: B `(batch,)` from snapshots `(batch, field, *shape)`, a score function, and the
+            keyword `seed` of random probes, if any.
         direction: u(x) `(batch, field, *shape)`; None where no displacement of the state is the
             same (noise), so that paired runs cannot make it.
     """
@@ -54,7 +56,7 @@ class Perturbation:
     name: str
     long_name: str
     pattern: Tensor | None = None
-    conjugate: Callable[[Tensor, Score], Tensor] | None = None
+    conjugate: Callable[..., Tensor] | None = None
     direction: Callable[[Tensor], Tensor] | None = None
 
     def displacement(self, x: Tensor) -> Tensor | None:
@@ -245,7 +247,7 @@ def _parameter(
     return Perturbation(
         f"parameter({name})",
         f"unit change of the parameter {name}",
-        conjugate=lambda x, score: change.conjugate(x, score),
+        conjugate=lambda x, score, seed=0: change.conjugate(x, score, seed=seed),
         direction=direction,
     )
 
@@ -264,10 +266,10 @@ def _function(
     except UserError as error:
         raise UserError(f"{key}: {kind}: {error}") from None
 
-    def conjugate_of(x: Tensor, score: Score) -> Tensor:
+    def conjugate_of(x: Tensor, score: Score, seed: Seed = 0) -> Tensor:
         with torch.no_grad():
             s = score(x)
-        return conjugate(direction, x, s)
+        return conjugate(direction, x, s, seed=seed)
 
     return Perturbation(
         kind.partition(":")[2],

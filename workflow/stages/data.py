@@ -23,6 +23,7 @@ from workflow.responses.perturbations import build_perturbations
 from workflow.responses.probes import Statistics
 from workflow.runs import Run, load_run
 from workflow.scores.closed_form import ExactScore, Gaussian, gaussian_from
+from workflow.scores.extrapolation import Extrapolated
 from workflow.scores.kgmm import KGMM
 from workflow.scores.neural import NeuralScore, WhitenedScore, with_parameters
 
@@ -157,7 +158,8 @@ def _load_estimator(folder: str, name: str, _stamps: tuple[int, ...]) -> ScoreEs
     if name == "kgmm":
         return KGMM.from_state(content)
     model = WhitenedScore(whitening, run.experiment.score)
-    return NeuralScore(with_parameters(model, content["average"]))
+    learned = NeuralScore(with_parameters(model, content["average"]))
+    return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned
 
 
 def load_channels(run: Run) -> Channels:

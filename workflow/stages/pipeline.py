@@ -17,6 +17,7 @@ from hpc.lock import run_lock
 from hpc.stores import telling_damage
 from workflow.runs import Notify, Run, cores, lay_down, load_run, wall_times
 from workflow.stages.correlate import correlate, tasks
+from workflow.stages.diagnose import blocks_of, diagnose
 from workflow.stages.direct import direct
 from workflow.stages.evaluate import evaluate
 from workflow.stages.ingest import ingest
@@ -88,6 +89,8 @@ def _evaluate(run: Run, notify: Notify) -> None:
 def _respond(run: Run, notify: Notify) -> None:
     with _client(run, "respond") as client:
         correlate(run, client, notify)
+        if run.experiment.response.checks:
+            diagnose(run, client, notify)
     if "direct" in run.experiment.response.estimators:
         with _client(run, "direct") as client:
             direct(run, client, notify)
@@ -112,13 +115,16 @@ def expected_blocks(run: Run) -> dict[str, int]:
         "evaluate": groups * run.segments,
         "respond": groups * len(tasks(run)) * len(run.learned) + 1,
         "direct": groups * len(run.round_blocks),
+        "checks": len(blocks_of(run)) + 1,
     }
+    if not run.experiment.response.checks:
+        del expected["checks"]
     if "direct" not in run.experiment.response.estimators:
         del expected["direct"]
     return expected
 
 
-LEDGERS = ("simulate", "train", "evaluate", "constants", "respond", "direct")
+LEDGERS = ("simulate", "train", "evaluate", "constants", "respond", "direct", "checks")
 """Stages with receipts."""
 
 
@@ -140,14 +146,16 @@ def _require(run: Run, stage: str) -> None:
         "train": ("simulate",),
         "evaluate": ("simulate",),
         "respond": ("simulate", "evaluate"),
-        "report": ("simulate", "evaluate", "respond"),
+        "report": ("simulate", "evaluate", "respond", "checks"),
     }.get(stage, ())
+    expected = expected_blocks(run)
     for earlier in needed:
-        done, all_of_it = len(run.ledger(earlier).done()), expected_blocks(run)[earlier]
+        done, all_of_it = len(run.ledger(earlier).done()), expected.get(earlier, 0)
         if done < all_of_it:
+            command = "respond" if earlier == "checks" else earlier
             raise MachineError(
                 f"{run.folder}: {earlier} has {done} of {all_of_it} blocks; "
-                f"run first: gfdt {earlier} {run.experiment.name}"
+                f"run first: gfdt {command} {run.experiment.name}"
             )
 
 

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 import xarray as xr
 
 from hpc.files import atomic_write_bytes
 from hpc.stores import open_store
 from workflow.figures import ensemble, responses, scores
+from workflow.figures.gallery import gallery
+from workflow.figures.maps import response_maps
 from workflow.figures.page import page
+from workflow.responses.labels import group_name
+from workflow.responses.observables import build_observables
 from workflow.runs import Notify, Run
 from workflow.stages.summary import as_json, summarise
 
 Picture = Callable[[], tuple[str, str] | None]
 """Draws a picture; returns its file name and caption, or None where there is nothing to draw."""
+
+FIELDS = 3
+"""Most fields whose snapshots, densities and scores are drawn."""
 
 
 def report(run: Run, notify: Notify) -> None:
@@ -24,49 +32,94 @@ def report(run: Run, notify: Notify) -> None:
     folder = run.folder / "report"
     folder.mkdir(parents=True, exist_ok=True)
     response = open_store(run.response).load()
-    # Pictures and summary are about the first perturbation and observable of the experiment.
-    headline = response.isel(perturbation=0, observable=0)
-    summary = summarise(run, headline)
+    every = _every_response(run, response)
+    # Most pictures are about the first perturbation and the first observable of the experiment.
+    headline = _with_units(response.isel(perturbation=0, observable=0), every)
+    summary = summarise(run, headline, every)
     formats = run.experiment.report.format
     if "json" in formats:
         atomic_write_bytes(folder / "summary.json", f"{as_json(summary)}\n".encode())
     if "html" not in formats:
         return
+    for old in folder.glob("*.png"):
+        old.unlink()
     pictures = _pictures(run, headline)
+    more, left_out = _gallery(every, folder)
     drawn = []
-    for count, draw in enumerate(pictures):
-        notify("report", count, len(pictures))
+    for count, draw in enumerate([*pictures, *more]):
+        notify("report", count, len(pictures) + len(more))
         drawn.append(draw())
     experiment = (run.folder / "experiment.yaml").read_text()
-    found = [picture for picture in drawn if picture is not None]
-    text = page(run.experiment.name, summary, found, experiment=experiment)
+    first, others = (
+        [one for one in some if one is not None]
+        for some in (drawn[: len(pictures)], drawn[len(pictures) :])
+    )
+    text = page(
+        run.experiment.name,
+        summary,
+        first,
+        gallery=others,
+        left_out=left_out,
+        experiment=experiment,
+    )
     atomic_write_bytes(folder / "index.html", text.encode())
-    notify("report", len(pictures), len(pictures))
+    notify("report", len(drawn), len(drawn))
+
+
+def _every_response(run: Run, response: xr.Dataset) -> dict[str, xr.Dataset]:
+    """Responses by observable, in the order of the experiment, in units of their own."""
+    asked = build_observables(run.experiment.response.observables, run.saved, None)
+    found = {}
+    for one in asked:
+        if one.name in response.observable.values:
+            data = response.sel(observable=one.name)
+        else:
+            data = open_store(run.response / group_name(one.name)).load()
+        data["response"] = data.response.assign_attrs(
+            units=one.units, observable_long_name=one.long_name
+        )
+        found[one.name] = data
+    return found
+
+
+def _with_units(headline: xr.Dataset, every: Mapping[str, xr.Dataset]) -> xr.Dataset:
+    """The headline in the units of its observable: those of all together may be lost."""
+    attrs = every[str(headline.observable.values)].response.attrs
+    return headline.assign(response=headline.response.assign_attrs(attrs))
+
+
+def _gallery(every: Mapping[str, xr.Dataset], folder: Path) -> tuple[Sequence[Picture], int]:
+    """All responses, where there is more than the headline."""
+    if len(every) == 1 and all(one.sizes["perturbation"] == 1 for one in every.values()):
+        return [], 0
+    return gallery(every, folder)
 
 
 def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
     """Every picture that this run may have, in the order of the page."""
     folder = run.folder / "report"
-    field = run.saved.fields[0].name
-    data = open_store(run.ensemble)
-    # Curves are about one place: where places differ, the middle one.
-    middle = {d: response.sizes[d] // 2 for d in ("y", "x") if d in response.dims}
+    fields = [field.name for field in run.saved.fields]
+    data = open_store(run.ensemble)[fields]
     pictures: list[Picture] = [
-        partial(responses.curves, response.isel(middle), folder),
+        partial(responses.curves, response, folder),
         partial(responses.errors, response, folder),
+        partial(response_maps, response, folder),
     ]
-    if run.saved.maps:
-        pictures.append(partial(responses.maps, response, folder))
     if run.saved.shape:
-        pictures += [
-            partial(ensemble.snapshots, data, folder, variable=field),
-            partial(ensemble.density_and_spectrum, data, folder, variable=field),
-        ]
+        for field in fields[:FIELDS]:
+            pictures.append(partial(ensemble.snapshots, data, folder, variable=field))
+        for field in fields[:FIELDS]:
+            draw = partial(ensemble.density_and_spectrum, data, folder, variable=field)
+            pictures.append(partial(draw, homogeneous=run.saved.homogeneous))
+    else:
+        pictures.append(partial(ensemble.series, data, folder))
+        pictures.append(partial(ensemble.densities, data, folder))
     if run.learned:
         scored = open_store(run.scores)
-        pictures.append(partial(scores.against_exact, scored, folder, variable=f"score_{field}"))
-        if run.saved.maps:
-            pictures.append(partial(scores.stein, response, folder))
+        for field in fields[:FIELDS]:
+            name = f"score_{field}"
+            pictures.append(partial(scores.against_exact, scored, folder, variable=name))
+        pictures.append(partial(scores.stein, response, folder))
     log = run.folder / "score" / "log.jsonl"
     if "neural" in run.trained and log.is_file():
         lines = [json.loads(text) for text in log.read_text().splitlines()]

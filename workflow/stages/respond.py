@@ -23,7 +23,7 @@ from workflow.runs import Notify, Run
 from workflow.stages import coordinates
 from workflow.stages.constants import load_constants
 from workflow.stages.data import load_channels, load_statistics
-from workflow.stages.summary import REFERENCES
+from workflow.stages.overview import REFERENCES
 
 
 def respond(run: Run, notify: Notify) -> None:

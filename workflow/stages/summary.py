@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,21 +13,19 @@ import xarray as xr
 from workflow.runs import Run, versions, wall_times
 from workflow.scores.neural import WhitenedScore
 from workflow.stages.data import load_whitening
-
-REFERENCES = ("direct", "exact")
-"""What responses are compared with."""
-
-SIGNIFICANT = 3.0
-"""Standard errors beyond which a squared distance is taken as real."""
+from workflow.stages.overview import REFERENCES, compare, overview
 
 DIGITS = 6
 """Significant digits of a number in `summary.json`."""
 
 
-def summarise(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
+def summarise(
+    run: Run, dataset: xr.Dataset, every: Mapping[str, xr.Dataset] | None = None
+) -> dict[str, Any]:
     """Everything `summary.json` holds, numbers rounded to six significant digits.
 
-    It is about one perturbation and one observable, those of `dataset`: the first ones.
+    `estimators` is about one perturbation and one observable, those of `dataset`: the first ones.
+    `responses` has those of all in `every`, by observable; see `stages.overview`.
 
     Lists over lags follow `lag` (model time), lists over shells follow `wavenumber` (waves per
     side). What is not known, or was measured at no lag, is None.
@@ -43,7 +42,9 @@ def summarise(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
         "lag": dataset.lag.values.tolist(),
         "wavenumber": _wavenumbers(dataset),
         "estimators": estimators(run, dataset),
+        "responses": overview(every or {}),
         "score_error": score_errors(run),
+        "checks": checks(run),
         "wall_seconds": wall_times(run),
         "versions": versions(),
     }
@@ -85,11 +86,21 @@ def score_errors(run: Run) -> dict[str, float]:
     return {n: sum(f["error_square"][n] for f in held) / total for n in run.learned}
 
 
+def checks(run: Run) -> dict[str, Any]:
+    """Lists of what the data and each estimator were tested by; empty where they were not."""
+    if not run.experiment.response.checks or not run.checks.is_file():
+        return {}
+    found: dict[str, Any] = json.loads(run.checks.read_text())
+    return found
+
+
 def estimators(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
     """Stein errors of each estimator and its distances from the references."""
     out: dict[str, Any] = {}
     for name in map(str, dataset.estimator.values):
         numbers: dict[str, Any] = {"against": {}}
+        if f"resampled_{name}" in dataset.attrs:
+            numbers["resampled"] = dataset.attrs[f"resampled_{name}"]
         if name != "direct":
             numbers |= _stein(dataset.sel(estimator=name))
         for reference in REFERENCES:
@@ -148,62 +159,6 @@ def _by_shell(values: np.ndarray, shell: np.ndarray) -> np.ndarray:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def compare(dataset: xr.Dataset, name: str, reference: str) -> dict[str, Any]:
-    """Distances of an estimator from a reference, per lag and summed.
-
-    Sums run over `summed_lags`: the lags after 0 at which the Gaussian estimator's distance from
-    the reference is significant and this one's is known. A sum over no lag is None, as 0 would
-    read as agreement; without a Gaussian estimator there is no sum.
-
-    Args:
-        dataset: `response.zarr`.
-        name: the estimator.
-        reference: what it is compared with.
-
-    Returns:
-        Lists per lag: `l2`, `linf`, `l2_corrected` with `_standard_error`, and `reference_norm`,
-        the L2 norm of the reference without its noise. `compared_lags`: number of lags after 0
-        where both are known; `different_lags`: those where the distance is significant.
-        `summed_<l2|linf|l2_corrected>` with a bound on the standard error, and `relative_l2`,
-        the sum of L2 over the sum of the reference's norm.
-    """
-    one = dataset.sel(estimator=name, reference=reference)
-    numbers: dict[str, Any] = {}
-    for key in ("l2", "linf", "l2_corrected"):
-        for end in ("", "_standard_error"):
-            numbers[key + end] = one[key + end].values.tolist()
-    norm = _norm(dataset.sel(estimator=reference))
-    numbers["reference_norm"] = norm.values.tolist()
-    known = one.l2.notnull() & (dataset.lag > 0)
-    numbers["compared_lags"] = int(known.sum())
-    numbers["different_lags"] = dataset.lag[known & _significant(one)].values.tolist()
-    summed = xr.zeros_like(known)
-    if "gaussian" in dataset.estimator.values:
-        summed = known & _significant(dataset.sel(estimator="gaussian", reference=reference))
-    numbers["summed_lags"] = dataset.lag[summed].values.tolist()
-    for key in ("l2", "linf", "l2_corrected"):
-        for end in ("", "_standard_error"):
-            # Errors at neighbouring lags go together: their sum bounds the error of the sum.
-            total = float(one[key + end].where(summed).sum()) if bool(summed.any()) else None
-            numbers[f"summed_{key}{end}"] = total
-    size = float(norm.where(summed).sum())
-    for end in ("", "_standard_error"):
-        total = numbers[f"summed_l2{end}"]
-        numbers[f"relative_l2{end}"] = total / size if total is not None and size > 0 else None
-    return numbers
-
-
-def _significant(one: xr.Dataset) -> xr.DataArray:
-    return one.l2_squared > SIGNIFICANT * one.l2_squared_standard_error
-
-
-def _norm(one: xr.Dataset) -> xr.DataArray:
-    """L2 norm over space of a response at each lag; the variance of its noise is taken out."""
-    space = [d for d in one.response.dims if d != "lag"]
-    square = (one.response**2 - one.standard_error**2).sum(space, skipna=False)
-    return np.sqrt(square.clip(min=0))
-
-
 def _rounded(value: Any) -> Any:
     """The same with short numbers; NaN and infinity, which JSON lacks, become None."""
     if isinstance(value, dict):
@@ -216,9 +171,12 @@ def _rounded(value: Any) -> Any:
 
 
 def as_json(value: Any, indent: str = "") -> str:
-    """JSON text with a line for every key, and every list on one line."""
+    """JSON text with a line for every key, and every list on one line, but for lists of tables."""
+    inner = indent + "  "
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        rows = [inner + json.dumps(one, allow_nan=False) for one in value]
+        return "[\n" + ",\n".join(rows) + f"\n{indent}]"
     if not isinstance(value, dict) or not value:
         return json.dumps(value, allow_nan=False)
-    inner = indent + "  "
     lines = [f"{inner}{json.dumps(str(key))}: {as_json(v, inner)}" for key, v in value.items()]
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"

@@ -1,0 +1,147 @@
+"""How far responses are from the references, and from the Gaussian ones, in few numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from scipy.stats import norm as standard_normal
+
+REFERENCES = ("direct", "exact")
+"""What responses are compared with."""
+
+SIGNIFICANT = 3.0
+"""Standard errors beyond which a squared distance is taken as real."""
+
+FALSE_ALARM = 0.01
+"""Chance that equal responses are called different somewhere, by `differs_from_gaussian`."""
+
+PAIRS = 48
+"""Most pairs of a perturbation and an observable, so that `summary.json` stays readable."""
+
+
+def overview(every: Mapping[str, xr.Dataset]) -> dict[str, Any]:
+    """Every perturbation and observable in a few numbers for each estimator.
+
+    Args:
+        every: by observable, dims (estimator, perturbation, lag, ...).
+
+    Returns:
+        By perturbation, observable and estimator: `against` each reference `l2` and `linf`, as
+        [sum over lags, its standard error] by the rule of `compare`, `relative_l2`, and `lags`
+        as [significantly different, compared]; `differs_from_gaussian`, as `gaussian_lags`; and
+        for an observable without place or axis `sensitivity`, the integral of the response over
+        the lags at which it is known, until `until`.
+    """
+    found: dict[str, Any] = {}
+    count = 0
+    for observable, data in every.items():
+        for kick in map(str, data.perturbation.values):
+            count += 1
+            if count > PAIRS:
+                continue
+            one = data.sel(perturbation=kick)
+            numbers = {str(n): _short(one, str(n)) for n in one.estimator.values}
+            found.setdefault(kick, {})[observable] = numbers
+    return found | ({"left_out": count - PAIRS} if count > PAIRS else {})
+
+
+def _short(one: xr.Dataset, name: str) -> dict[str, Any]:
+    numbers: dict[str, Any] = {"against": {}}
+    for reference in REFERENCES:
+        if reference == name or reference not in one.estimator.values:
+            continue
+        full = compare(one, name, reference)
+        numbers["against"][reference] = {
+            key: [full[f"summed_{key}"], full[f"summed_{key}_standard_error"]]
+            for key in ("l2", "linf")
+        } | {
+            "relative_l2": full["relative_l2"],
+            "lags": [len(full["different_lags"]), full["compared_lags"]],
+        }
+    if name not in ("gaussian", "direct") and "gaussian" in one.estimator.values:
+        numbers["differs_from_gaussian"] = gaussian_lags(one, name)
+    if set(one.response.dims) == {"estimator", "lag"}:
+        curve = one.response.sel(estimator=name)
+        known = curve.isel(lag=curve.notnull().values)
+        if known.sizes["lag"] > 1:
+            numbers["sensitivity"] = float(np.trapezoid(known.values, known.lag.values))
+            numbers["until"] = float(known.lag[-1])
+    return numbers
+
+
+def gaussian_lags(one: xr.Dataset, name: str) -> list[int]:
+    """[lags after 0 at which a response differs from the Gaussian one, lags known to both].
+
+    A lag counts where the difference of any number exceeds z standard errors, z such that equal
+    responses are called different at some lag with probability FALSE_ALARM at most (Bonferroni).
+    The errors are added as if independent. Both scores see the same data, so their errors mostly
+    go together and the true error of the difference is smaller: what is called different is.
+    """
+    first, second = one.sel(estimator=name), one.sel(estimator="gaussian")
+    later = one.lag > 0
+    gap = abs(first.response - second.response).where(later, drop=True)
+    error = np.sqrt(first.standard_error**2 + second.standard_error**2).where(later, drop=True)
+    known = gap.notnull() & (error > 0)
+    z = standard_normal.isf(0.5 * FALSE_ALARM / max(1, int(known.sum())))
+    rest = [d for d in gap.dims if d != "lag"]
+    different = (known & (gap > z * error)).any(rest)
+    return [int(different.sum()), int(known.any(rest).sum())]
+
+
+def compare(dataset: xr.Dataset, name: str, reference: str) -> dict[str, Any]:
+    """Distances of an estimator from a reference, per lag and summed.
+
+    Sums run over `summed_lags`: the lags after 0 at which the Gaussian estimator's distance from
+    the reference is significant and this one's is known. A sum over no lag is None, as 0 would
+    read as agreement; without a Gaussian estimator there is no sum.
+
+    Args:
+        dataset: `response.zarr`.
+        name: the estimator.
+        reference: what it is compared with.
+
+    Returns:
+        Lists per lag: `l2`, `linf`, `l2_corrected` with `_standard_error`, and `reference_norm`,
+        the L2 norm of the reference without its noise. `compared_lags`: number of lags after 0
+        where both are known; `different_lags`: those where the distance is significant.
+        `summed_<l2|linf|l2_corrected>` with a bound on the standard error, and `relative_l2`,
+        the sum of L2 over the sum of the reference's norm.
+    """
+    one = dataset.sel(estimator=name, reference=reference)
+    numbers: dict[str, Any] = {}
+    for key in ("l2", "linf", "l2_corrected"):
+        for end in ("", "_standard_error"):
+            numbers[key + end] = one[key + end].values.tolist()
+    norm = _norm(dataset.sel(estimator=reference))
+    numbers["reference_norm"] = norm.values.tolist()
+    known = one.l2.notnull() & (dataset.lag > 0)
+    numbers["compared_lags"] = int(known.sum())
+    numbers["different_lags"] = dataset.lag[known & _significant(one)].values.tolist()
+    summed = xr.zeros_like(known)
+    if "gaussian" in dataset.estimator.values:
+        summed = known & _significant(dataset.sel(estimator="gaussian", reference=reference))
+    numbers["summed_lags"] = dataset.lag[summed].values.tolist()
+    for key in ("l2", "linf", "l2_corrected"):
+        for end in ("", "_standard_error"):
+            # Errors at neighbouring lags go together: their sum bounds the error of the sum.
+            total = float(one[key + end].where(summed).sum()) if bool(summed.any()) else None
+            numbers[f"summed_{key}{end}"] = total
+    size = float(norm.where(summed).sum())
+    for end in ("", "_standard_error"):
+        total = numbers[f"summed_l2{end}"]
+        numbers[f"relative_l2{end}"] = total / size if total is not None and size > 0 else None
+    return numbers
+
+
+def _significant(one: xr.Dataset) -> xr.DataArray:
+    return one.l2_squared > SIGNIFICANT * one.l2_squared_standard_error
+
+
+def _norm(one: xr.Dataset) -> xr.DataArray:
+    """L2 norm over space of a response at each lag; the variance of its noise is taken out."""
+    space = [d for d in one.response.dims if d != "lag"]
+    square = (one.response**2 - one.standard_error**2).sum(space, skipna=False)
+    return np.sqrt(square.clip(min=0))
