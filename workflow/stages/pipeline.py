@@ -61,12 +61,13 @@ def run_stages(run: Run, stages: tuple[str, ...], *, command: str, notify: Notif
 def _client(run: Run, stage: str) -> Iterator[Callable[[], distributed.Client]]:
     """Gives the client of a stage; opened at the first call, for nothing may be left to do."""
     cluster = run.experiment.cluster
-    pool = cluster.simulate if stage == "simulate" else cluster.analyse
+    pool = cluster.simulate if stage in ("simulate", "direct") else cluster.analyse
     with ExitStack() as stack:
 
         @cache
         def client() -> distributed.Client:
-            workers = pool.workers or cores()
+            # No more than there are blocks: starting a worker takes seconds.
+            workers = pool.workers or min(cores(), expected_blocks(run)[stage])
             return stack.enter_context(
                 open_client(pool.kind, workers=workers, log_dir=run.folder / "logs")
             )
@@ -81,17 +82,17 @@ def _simulate(run: Run, notify: Notify) -> None:
 
 
 def _evaluate(run: Run, notify: Notify) -> None:
-    with _client(run, "analyse") as client:
+    with _client(run, "evaluate") as client:
         evaluate(run, client, notify)
 
 
 def _respond(run: Run, notify: Notify) -> None:
-    with _client(run, "analyse") as client:
+    with _client(run, "respond") as client:
         correlate(run, client, notify)
         if run.experiment.response.checks:
             diagnose(run, client, notify)
     if "direct" in run.experiment.response.estimators:
-        with _client(run, "simulate") as client:
+        with _client(run, "direct") as client:
             direct(run, client, notify)
     respond(run, notify)
 
