@@ -333,7 +333,10 @@ def _sums(
                 s = _evaluated(score, x[:, : len(past)].flatten(0, 1)).unflatten(0, (1, -1))
             else:
                 s = reader.block(at, past, given)
-            sums = block_sums(channels, constants, x, s, score, blocks=part, max_lag=lags)
+            seed = (member, part[0].start)
+            sums = block_sums(
+                channels, constants, x, s, score, blocks=part, max_lag=lags, seed=seed
+            )
             for name, values in sums.items():
                 own.setdefault(name, []).append(values)
         for name, parts in own.items():

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from workflow.interfaces import Saved
+from workflow.responses.divergence import Seed
 from workflow.responses.observables import Observable, field_observables
 from workflow.responses.perturbations import Perturbation
 
@@ -124,8 +125,14 @@ class Channels:
             parts.append(values if values.ndim == 2 else values[:, None])
         return torch.cat(parts, dim=1)
 
-    def conjugates(self, x: Tensor, s: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
-        """Totals of B, `(batch, total)`, from snapshots, their scores, and the score function."""
+    def conjugates(
+        self, x: Tensor, s: Tensor, score: Callable[[Tensor], Tensor], *, seed: Seed = 0
+    ) -> Tensor:
+        """Totals of B, `(batch, total)`, from snapshots, their scores, and the score function.
+
+        `seed` names the random probes of divergences of large states: one for each block, or
+        their error would be the same in all and no error bar would know of it.
+        """
         flat = -s.reshape(*s.shape[:2], -1)
         if self.saved.maps:
             parts = [flat.mean(2)]
@@ -136,7 +143,7 @@ class Channels:
             parts = [flat.flatten(1) @ patterns]
         for one in self.driven:
             assert one.conjugate is not None
-            parts.append(one.conjugate(x, score)[:, None].to(s.dtype))
+            parts.append(one.conjugate(x, score, seed)[:, None].to(s.dtype))
         return torch.cat(parts, dim=1)
 
     @cached_property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ class Observable:
         of_place: True for one value at every place.
         axis: name of its own axis, such as "shell"; empty where it has none.
         coordinate: labels along that axis.
+        continuous: False where it jumps: then a pair of runs that nothing crossed says nothing.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Observable:
     of_place: bool = True
     axis: str = ""
     coordinate: tuple[float, ...] = ()
+    continuous: bool = True
 
 
 def build_observables(
@@ -122,9 +124,7 @@ def _build(
 
 
 def _renamed(one: Observable, name: str) -> Observable:
-    return Observable(
-        name, one.long_name, one.units, one.values, one.of_place, one.axis, one.coordinate
-    )
+    return replace(one, name=name)
 
 
 def _field(saved: Saved, field: int, **_: Any) -> Observable:
@@ -228,6 +228,7 @@ def _exceedance(
         f"probability that {about.long_name} exceeds {above:g}",
         "1",
         lambda x: (x[:, field] > above).to(x.dtype),
+        continuous=False,
     )
 
 
@@ -298,6 +299,7 @@ def _histogram(
         of_place=False,
         axis="bin",
         coordinate=tuple(low + width * (i + 0.5) for i in range(bins)),
+        continuous=False,
     )
 
 

@@ -277,6 +277,9 @@ class Paired:
             found = self._maps[one.name][:, lags]
         else:
             found = _trailing(self._totals[:, lags, :, channels.columns(one)], one, channels)
+        if not one.continuous:
+            # No pair crossed the jump: no evidence of a response, and none of its absence.
+            found = np.where((found == 0).all(axis=0), np.nan, found)
         rows = np.full((1, len(found)), 1 / len(found)) if weights is None else weights
         flat = np.asarray(found, dtype=np.float64).reshape(len(found), -1)
         mean = (rows @ flat).reshape(len(rows), *found.shape[1:])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from workflow.responses.channels import Channels
 from workflow.responses.correlation import lag_sums
+from workflow.responses.divergence import Seed
 from workflow.responses.stein import LinearRecalibration
 
 Score = Callable[[Tensor], Tensor]
@@ -66,15 +67,21 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _conjugates(
-    channels: Channels, x: Tensor, s: Tensor, score: Score, repair: LinearRecalibration | None
+    channels: Channels,
+    x: Tensor,
+    s: Tensor,
+    score: Score,
+    repair: LinearRecalibration | None,
+    *,
+    seed: Seed = 0,
 ) -> Tensor:
     """Totals of B, one version or two, `(batch, total)`."""
-    versions = [channels.conjugates(x, s, score)]
+    versions = [channels.conjugates(x, s, score, seed=seed)]
     if channels.versions == 2:
         if repair is None:
             raise ValueError("two versions of B need the recalibration of the score")
         known = repair
-        versions.append(channels.conjugates(x, known(s), lambda y: known(score(y))))
+        versions.append(channels.conjugates(x, known(s), lambda y: known(score(y)), seed=seed))
     return torch.cat(versions, dim=1)
 
 
@@ -87,6 +94,7 @@ def block_sums(
     *,
     blocks: Sequence[range],
     max_lag: int,
+    seed: Seed = 0,
 ) -> dict[str, NDArray[np.float64]]:
     """Sums over consecutive blocks of time.
 
@@ -99,12 +107,13 @@ def block_sums(
         score: the score function, for directions that need it.
         blocks: times of each block, counted from the start of the run.
         max_lag: longest lag, in saved samples.
+        seed: of the random probes of divergences; another one for every call.
 
     Returns:
         `totals` `(member, block, lag, watched, kick)` and, on homogeneous fields, `maps`
         `(member, block, lag, observable, field, *shape)`.
     """
-    watched, kicks = _centred(channels, constants, x, s, score)
+    watched, kicks = _centred(channels, constants, x, s, score, seed)
     first = blocks[0].start
 
     def sums(a: Tensor, b: Tensor) -> NDArray[np.float64]:
@@ -122,14 +131,14 @@ def block_sums(
 
 
 def _centred(
-    channels: Channels, constants: Constants, x: Tensor, s: Tensor, score: Score
+    channels: Channels, constants: Constants, x: Tensor, s: Tensor, score: Score, seed: Seed
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A and B less their means, `(member, time, channel[, *shape])`, by kind."""
     flat = x.flatten(0, 1)
     maps = channels.maps_a(flat) if channels.saved.maps else None
     totals = channels.observe(flat, maps) - constants.totals_a.to(x.dtype)
     past, scores = x[:, : s.shape[1]].flatten(0, 1), s.flatten(0, 1)
-    b = _conjugates(channels, past, scores, score, constants.recalibration)
+    b = _conjugates(channels, past, scores, score, constants.recalibration, seed=seed)
     b = b - constants.totals_b.to(x.dtype)
     watched = {"totals": totals.unflatten(0, x.shape[:2])}
     kicks = {"totals": b.unflatten(0, s.shape[:2])}

@@ -144,6 +144,7 @@ def correlate_block(folder: str, name: str, group: int, task: int) -> Receipt:
         load_estimator(run, name),
         blocks=blocks,
         max_lag=run.lags,
+        seed=(run.experiment.seed, members.start, first),
     )
     files: dict[str, str] = {}
     at = {
