@@ -90,7 +90,7 @@ def series(
                 panel.plot(times, data[name].isel(member=member), color=shade, lw=1.4)
             panel.axhline(0, color="grey", lw=0.6, zorder=0)
             panel.set_ylabel(label(data[name], None if len(names) == 1 else name))
-        panels[-1].set_xlabel("time [model units]")
+        panels[-1].set_xlabel(_time_label(data))
         panels[-1].set_xlim(float(times[0]), float(times[-1]))
     shown = data.sizes["member"]
     left = len(ensemble.data_vars) - len(names)
@@ -292,7 +292,7 @@ def _time_against_x(panel: Axes, history: xr.DataArray, limits: tuple[float, flo
         vmax=limits[1],
         rasterized=True,
     )
-    panel.set(xlabel=x_label, ylabel="time [model units]")
+    panel.set(xlabel=x_label, ylabel=_time_label(history))
     panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     return mesh
 
@@ -364,3 +364,8 @@ def _spectrum(panel: Axes, centred: np.ndarray, space: int) -> None:
         ylabel="variance per unit wavenumber",
         title="Isotropic spectrum" if space == 2 else "Spectrum",
     )
+
+
+def _time_label(data: xr.Dataset | xr.DataArray) -> str:
+    units = data.time.attrs.get("units", "1") if "time" in data.coords else "1"
+    return f"time [{'model units' if units == '1' else units}]"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import xarray as xr
 
 from hpc.files import atomic_write_bytes
@@ -18,6 +19,7 @@ from workflow.figures.page import page
 from workflow.responses.labels import group_name
 from workflow.responses.observables import build_observables
 from workflow.runs import Notify, Run
+from workflow.stages import coordinates
 from workflow.stages.summary import as_json, summarise
 
 Picture = Callable[[], tuple[str, str] | None]
@@ -95,11 +97,20 @@ def _gallery(every: Mapping[str, xr.Dataset], folder: Path) -> tuple[Sequence[Pi
     return gallery(every, folder)
 
 
+def _numbered(run: Run, data: xr.Dataset) -> xr.Dataset:
+    """The same with dates as time since the first, in the unit of the lags."""
+    if data.time.dtype.kind not in "MO":
+        return data
+    unit = coordinates.lag(run, 0).attrs["units"]
+    since = np.arange(data.sizes["time"]) * run.experiment.ensemble.save_every
+    return data.assign_coords(time=("time", since, {"units": f"{unit} since the first"}))
+
+
 def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
     """Every picture that this run may have, in the order of the page."""
     folder = run.folder / "report"
     fields = [field.name for field in run.saved.fields]
-    data = open_store(run.ensemble)[fields]
+    data = _numbered(run, open_store(run.ensemble)[fields])
     pictures: list[Picture] = [
         partial(responses.curves, response, folder),
         partial(responses.errors, response, folder),
