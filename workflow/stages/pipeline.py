@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import cache
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import distributed
 
@@ -48,61 +47,89 @@ def run_stages(run: Run, stages: tuple[str, ...], *, command: str, notify: Notif
         collect_orphans(run.folder)
         run = load_run(run.folder, run.folder.parent)
         _refuse_missing_files(run)
-        for stage in stages:
-            _require(run, stage)
-            started = time.perf_counter()
-            with telling_damage(run.folder):
-                ACTIONS[stage](run, notify)
-            _record_wall_time(run, stage, time.perf_counter() - started)
+        with Pools(run) as pools:
+            for stage in stages:
+                _require(run, stage)
+                started = time.perf_counter()
+                with telling_damage(run.folder):
+                    ACTIONS[stage](run, pools, notify)
+                _record_wall_time(run, stage, time.perf_counter() - started)
         _write_catalog(run)
 
 
-@contextmanager
-def _client(run: Run, stage: str) -> Iterator[Callable[[], distributed.Client]]:
-    """Gives the client of a stage; opened at the first call, for nothing may be left to do."""
-    cluster = run.experiment.cluster
-    pool = cluster.simulate if stage in ("simulate", "direct") else cluster.analyse
-    with ExitStack() as stack:
+class Pools:
+    """The Dask clients of a run: opened when there is work, shared by stages on the same pool."""
 
-        @cache
+    def __init__(self, run: Run) -> None:
+        self._run, self._stack = run, ExitStack()
+        self._open: tuple[str, distributed.Client] | None = None
+
+    def __enter__(self) -> Pools:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def of(self, stage: str) -> Callable[[], distributed.Client]:
+        """Gives the client of a stage; called only if something is left to do."""
+        cluster = self._run.experiment.cluster
+        pool = cluster.simulate if stage in ("simulate", "direct") else cluster.analyse
+        key = pool.model_dump_json()
+
         def client() -> distributed.Client:
+            if self._open is not None and self._open[0] == key:
+                if self._open[1].status == "running":
+                    return self._open[1]
+            self.release()
             # No more than there are blocks: starting a worker takes seconds.
-            workers = pool.workers or min(cores(), expected_blocks(run)[stage])
-            return stack.enter_context(
-                open_client(pool.kind, workers=workers, log_dir=run.folder / "logs")
-            )
+            blocks = max(expected_blocks(self._run).values())
+            workers = pool.workers or min(cores(), blocks)
+            opened = open_client(pool.kind, workers=workers, log_dir=self._run.folder / "logs")
+            self._open = key, self._stack.enter_context(opened)
+            return self._open[1]
 
-        yield client
+        return client
+
+    def release(self) -> None:
+        """Close what is open; its cores are wanted elsewhere."""
+        self._open = None
+        self._stack.close()
 
 
-def _simulate(run: Run, notify: Notify) -> None:
+def _simulate(run: Run, pools: Pools, notify: Notify) -> None:
     make = simulate if run.experiment.data is None else ingest
-    with _client(run, "simulate") as client:
-        make(run, client, notify)
+    make(run, pools.of("simulate"), notify)
 
 
-def _evaluate(run: Run, notify: Notify) -> None:
-    with _client(run, "evaluate") as client:
-        evaluate(run, client, notify)
+def _train(run: Run, pools: Pools, notify: Notify) -> None:
+    pools.release()
+    train(run, notify)
 
 
-def _respond(run: Run, notify: Notify) -> None:
-    with _client(run, "respond") as client:
-        correlate(run, client, notify)
-        if run.experiment.response.checks:
-            diagnose(run, client, notify)
+def _evaluate(run: Run, pools: Pools, notify: Notify) -> None:
+    evaluate(run, pools.of("evaluate"), notify)
+
+
+def _respond(run: Run, pools: Pools, notify: Notify) -> None:
+    correlate(run, pools.of("respond"), notify)
+    if run.experiment.response.checks:
+        diagnose(run, pools.of("respond"), notify)
     if "direct" in run.experiment.response.estimators:
-        with _client(run, "direct") as client:
-            direct(run, client, notify)
+        direct(run, pools.of("direct"), notify)
     respond(run, notify)
 
 
-ACTIONS: dict[str, Callable[[Run, Notify], None]] = {
+def _report(run: Run, pools: Pools, notify: Notify) -> None:
+    pools.release()
+    report(run, notify)
+
+
+ACTIONS: dict[str, Callable[[Run, Pools, Notify], None]] = {
     "simulate": _simulate,
-    "train": train,
+    "train": _train,
     "evaluate": _evaluate,
     "respond": _respond,
-    "report": report,
+    "report": _report,
 }
 
 
