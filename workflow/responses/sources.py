@@ -108,7 +108,9 @@ class Learned:
         elif repair is not None:
             self.stein = repair.stein.numpy()
             self.repair = Repair(repair.inverse.numpy(), np.zeros((), dtype=bool))
-            self.unresolved = np.zeros(len(self.stein), dtype=bool)
+            # Those that `LinearRecalibration.fit` left alone.
+            none = np.zeros(self.stein.shape)
+            self.unresolved = unresolved_numbers(self.stein, none, space=0)
         if controlled and channels.saved.maps:
             self._maps = _Controlled(maps, pairs, channels, units)
 
