@@ -1,6 +1,7 @@
 """Responses from sums of channels against two coupled fields whose answer is known."""
 
 from functools import cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from workflow.responses.sources import Learned
 from workflow.responses.stein import LinearRecalibration, lag_zero_matrix
 from workflow.responses.sums import Constants, block_sums
 from workflow.scores.closed_form import DenseGaussian, SpectralGaussian
+from workflow.stages import train
 
 GRID, LAGS, STEP = 8, 3, 0.4
 MEMBERS, TIMES = 32, 1500
@@ -239,3 +241,30 @@ def test_lag_zero_of_any_recalibrated_score_is_the_pattern_itself_in_two_dimensi
         found = source.answer(one, slice(0, 1), None, raw=False)[:, 0]
         wanted = np.stack([kick.pattern[index].numpy() for kick in kicks])
         np.testing.assert_allclose(found, wanted, atol=1e-10)
+
+
+@pytest.mark.parametrize("homogeneous", [True, False])
+def test_what_is_fitted_does_not_depend_on_the_number_of_threads(homogeneous, monkeypatch):
+    """The same run on another number of cores has the same bits."""
+    x = torch.randn((2000, 2, 32), generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(train, "load_snapshots", lambda *_: x)
+    found = []
+    monkeypatch.setattr(
+        train, "save_tensors", lambda run, block, path, content: found[-1].update(content)
+    )
+    run = SimpleNamespace(
+        trained=[],
+        training=None,
+        saved=SimpleNamespace(homogeneous=homogeneous),
+        ledger=lambda _: SimpleNamespace(done=set),
+    )
+    threads = torch.get_num_threads()
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append({})
+            train._fit(run)
+    finally:
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in found[0].items())
