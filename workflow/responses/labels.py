@@ -7,7 +7,6 @@ are no maps), and each other observable is a group of its own name.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from workflow.interfaces import SPACE
 from workflow.responses.assemble import Estimated
 from workflow.responses.channels import Channels
 from workflow.responses.observables import Observable
+from workflow.responses.probes import group_name
 from workflow.responses.sources import Learned, Source
 from workflow.responses.stein import Numbers, answers, displacements, stein_error
 
@@ -75,11 +75,6 @@ def label_responses(responses: ResponseSet) -> dict[str, xr.Dataset]:
             alone = _dataset(responses, [one]).isel(observable=0, drop=True)
             groups[group_name(one.name)] = alone.assign_attrs(observable=one.name)
     return groups
-
-
-def group_name(observable: str) -> str:
-    """Name of the group of an observable: its label, without what paths and people stumble over."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", observable).strip("_")
 
 
 def _kind(one: Observable, channels: Channels) -> str:
