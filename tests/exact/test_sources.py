@@ -1,5 +1,6 @@
 """Responses from sums of channels against two coupled fields whose answer is known."""
 
+import math
 from functools import cache
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from workflow.interfaces import Field, Saved
 from workflow.responses.assemble import ErrorBars, assemble
 from workflow.responses.channels import Channels
 from workflow.responses.correlation import pair_counts
+from workflow.responses.direct import mean_everywhere, moved_to, seen_from
 from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import Perturbation, build_perturbations
 from workflow.responses.probes import Statistics
@@ -268,3 +270,19 @@ def test_what_is_fitted_does_not_depend_on_the_number_of_threads(homogeneous, mo
         torch.set_num_threads(threads)
     for other in found[1:]:
         assert all(torch.equal(value, other[name]) for name, value in found[0].items())
+
+
+@pytest.mark.parametrize("shape", [(8,), (4, 6)])
+def test_what_is_moved_to_a_place_is_seen_from_there(shape):
+    """Paired runs are kicked anywhere; maps are around the kicked place all the same."""
+    pattern = torch.randn((2, *shape), generator=torch.Generator().manual_seed(0))
+    kicked = torch.arange(math.prod(shape))
+    moved = moved_to(pattern, kicked)
+    for place, one in zip(kicked, moved, strict=True):
+        steps = tuple(int(i) for i in np.unravel_index(int(place), shape))
+        axes = tuple(range(1, 1 + len(shape)))
+        assert torch.equal(one, pattern.roll(steps, dims=axes))
+    assert torch.equal(seen_from(moved, kicked), pattern.expand_as(moved))
+    everywhere = mean_everywhere(moved)
+    means = moved.flatten(2).mean(2)
+    assert torch.equal(everywhere.flatten(2), means[..., None].expand_as(everywhere.flatten(2)))
