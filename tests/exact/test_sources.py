@@ -61,7 +61,17 @@ def exact(size, lag, pattern):
     return np.fft.irfft(np.einsum("kfg,gk->fk", forward, np.fft.rfft(pattern)), n=size)
 
 
-def learned(saved, x, score, *, perturbations, observables=("field",), block=400, by="member"):
+def learned(
+    saved,
+    x,
+    score,
+    *,
+    perturbations,
+    observables=("field",),
+    block=400,
+    by="member",
+    controlled=False,
+):
     """The source of one score, its channels and weights, as the stages make it."""
     flat = x.flatten(0, 1)
     statistics = Statistics.fit(flat, homogeneous=saved.homogeneous)
@@ -100,6 +110,7 @@ def learned(saved, x, score, *, perturbations, observables=("field",), block=400
         recalibrate=True,
         weights=weights,
         repair=repair,
+        controlled=controlled,
     )
     return source, channels, weights
 
@@ -286,3 +297,19 @@ def test_what_is_moved_to_a_place_is_seen_from_there(shape):
     everywhere = mean_everywhere(moved)
     means = moved.flatten(2).mean(2)
     assert torch.equal(everywhere.flatten(2), means[..., None].expand_as(everywhere.flatten(2)))
+
+
+@pytest.mark.parametrize("homogeneous", [True, False])
+def test_raw_responses_are_raw_whatever_is_done_to_the_others(homogeneous):
+    """Control variates are for homogeneous fields; others are recalibrated as ever."""
+    saved, x = Saved(FIELDS, (GRID,), homogeneous), data(GRID)
+    kicks = build_perturbations([{"kind": "mode", "k": [1]}], saved, system=None, where=None)
+    gaussian = SpectralGaussian.fit(x.flatten(0, 1))
+    plain, controlled = (
+        learned(saved, x, gaussian, perturbations=kicks, controlled=one)[0] for one in (False, True)
+    )
+    one = build_observables(["field"], saved, None)[0]
+    raw = [s.answer(one, slice(0, 4), None, raw=True) for s in (plain, controlled)]
+    np.testing.assert_array_equal(*raw)
+    repaired = [s.answer(one, slice(0, 4), None, raw=False) for s in (plain, controlled)]
+    assert np.array_equal(*repaired) is not homogeneous
