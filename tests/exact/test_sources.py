@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 from scipy.linalg import expm, solve_continuous_lyapunov
 
+from workflow.analysis import responses_of
 from workflow.interfaces import Field, Saved
 from workflow.responses.assemble import ErrorBars, assemble
 from workflow.responses.channels import Channels
@@ -313,3 +315,18 @@ def test_raw_responses_are_raw_whatever_is_done_to_the_others(homogeneous):
     np.testing.assert_array_equal(*raw)
     repaired = [s.answer(one, slice(0, 4), None, raw=False) for s in (plain, controlled)]
     assert np.array_equal(*repaired) is not homogeneous
+
+
+@pytest.mark.parametrize("homogeneous", [True, False])
+def test_the_stein_error_does_not_depend_on_the_units_of_a_field(homogeneous):
+    """The Gaussian score of Gaussian data is right in any units."""
+    found = []
+    for scale in (1.0, 1e6):
+        x = data(GRID)[:, :200].numpy() * np.array([[1.0], [scale]])
+        dims = ("member", "time", "x")
+        raw = xr.Dataset({n: (dims, x[:, :, i]) for i, n in enumerate("uv")})
+        kicks = [{"kind": "mode", "k": [1]}]
+        given = {"homogeneous": homogeneous, "perturbations": kicks, "samples": 50}
+        found.append(responses_of(raw, max_lag=2, **given).stein_error.values)
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
+    assert found[0].max() < 0.1
