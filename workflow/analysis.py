@@ -133,7 +133,10 @@ def responses_of(
         for o in asked
     }
     lag = np.arange(lags + 1) * step
-    labelled = label_responses(ResponseSet(channels, sources, asked, found, lag, names, units))
+    spread = [reader.statistics.spread(field) for field in range(len(reader.saved.fields))]
+    labelled = label_responses(
+        ResponseSet(channels, sources, asked, found, lag, names, units, spread)
+    )
     title = {"title": "responses with error bars", "level": level, "Conventions": "CF-1.11"}
     groups = {name: one.assign_attrs(title) for name, one in labelled.items()}
     if len(groups) == 1:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hpc.files import atomic_write_bytes, atomic_write_json
+from hpc.files import atomic_write_bytes, atomic_write_json, file_crc
 from hpc.ledger import Ledger
 from workflow import __version__
 from workflow.config import (
@@ -263,6 +263,7 @@ class Run:
         whole = {name: e["ensemble"].pop(name) for name in ("members", "length")}
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
         response = e["response"]
+        response["perturbations"] += _pattern_files(response["perturbations"])
         del response["checks"]  # they look at the products, and are one themselves
         if stage == "direct":
             probes = (response["perturbations"], response["observables"])
@@ -309,6 +310,13 @@ class Run:
             "experiment": json.dumps(self._science(), sort_keys=True),
             "seed_scheme": "Philox key=(seed, member), counter=(0, 0, stream, step // 32)",
         }
+
+
+def _pattern_files(perturbations: list[Any]) -> list[str]:
+    """Checksums of the files that perturbations name: other numbers are another direction."""
+    paths = [Path(p["file"]) for p in perturbations if isinstance(p, dict) and "file" in p]
+    inside = [f for path in paths for f in (path, *sorted(path.rglob("*"))) if f.is_file()]
+    return [file_crc(path) for path in inside]
 
 
 def load_run(name: str | Path, runs: Path) -> Run:

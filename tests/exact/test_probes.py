@@ -186,3 +186,19 @@ def test_a_parameter_that_the_equation_lacks_is_told_with_the_nearest(tmp_path):
             system=system,
             where=tmp_path,
         )
+
+
+@pytest.mark.parametrize("name", ["field:u", "field:v"])
+def test_nothing_else_is_called_as_a_field_is(name):
+    """Fields are found by name: the response of the field would be given as that of the other."""
+    for kind in ("mean", "field"):
+        field = "v" if name == "field:u" else "u"
+        with pytest.raises(UserError, match="is the name of a field"):
+            build_observables([{"kind": kind, "field": field, "name": name}], TWO, None)
+
+
+def test_two_observables_never_share_a_group():
+    """The later would replace the earlier one in response.zarr."""
+    specs = ["mean", {"kind": "spectrum", "field": "u", "name": "mean_u"}]
+    with pytest.raises(UserError, match="'mean:u' and 'mean_u' would be one group"):
+        build_observables(specs, TWO, None)

@@ -79,3 +79,20 @@ def test_responses_are_those_of_the_run_made_at_once(grown_and_whole):
     sums = [xr.open_zarr(run.correlations) for run in (grown, whole)]
     assert sums[0].sizes["block"] == 8
     assert sums[0].load().identical(sums[1].load())
+
+
+def test_another_pattern_in_the_same_file_is_another_response(tmp_path):
+    """Else the response to the old pattern would be given as that to the new one."""
+    pattern = tmp_path / "pattern.npy"
+    path = tmp_path / "growing.yaml"
+    probes = {"perturbations": [{"kind": "pattern", "file": "pattern.npy"}]}
+    path.write_text(
+        yaml.safe_dump({**EXPERIMENT, "response": {**EXPERIMENT["response"], **probes}})
+    )
+    keys = []
+    for number in (1.0, 2.0):
+        np.save(pattern, np.full((8, 8), number))
+        run = open_run(str(path), tmp_path / "runs")
+        keys.append([run.key(stage) for stage in ("respond", "response", "direct", "evaluate")])
+    same = [one == other for one, other in zip(*keys, strict=True)]
+    assert same == [False, False, False, True]

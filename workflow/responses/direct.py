@@ -105,6 +105,11 @@ def seen_from(x: Tensor, kicked: Tensor) -> Tensor:
     return flat.gather(2, index[:, None].expand_as(flat)).reshape(x.shape)
 
 
+def mean_everywhere(x: Tensor) -> Tensor:
+    """Fields `(member, channel, *shape)` with their space mean at every place."""
+    return x.flatten(2).mean(2).reshape(*x.shape[:2], *[1] * (x.ndim - 2)).expand_as(x)
+
+
 def _members(state: State) -> int:
     """Members of a state."""
     return next(iter(state.values())).shape[0]

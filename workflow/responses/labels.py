@@ -7,7 +7,6 @@ are no maps), and each other observable is a group of its own name.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from workflow.interfaces import SPACE
 from workflow.responses.assemble import Estimated
 from workflow.responses.channels import Channels
 from workflow.responses.observables import Observable
+from workflow.responses.probes import group_name
 from workflow.responses.sources import Learned, Source
 from workflow.responses.stein import Numbers, answers, displacements, stein_error
 
@@ -47,6 +47,7 @@ class ResponseSet:
         lag: times since the kick.
         references: estimators that the others are compared with.
         lag_units: CF units of the lag.
+        spread: standard deviation of each field; Stein errors are in these units.
     """
 
     channels: Channels
@@ -55,7 +56,8 @@ class ResponseSet:
     found: Mapping[str, tuple[dict[str, Estimated], dict[tuple[str, str], dict[str, Floats]]]]
     lag: Floats
     references: Sequence[str]
-    lag_units: str = "1"
+    lag_units: str
+    spread: Sequence[float]
 
 
 def label_responses(responses: ResponseSet) -> dict[str, xr.Dataset]:
@@ -75,11 +77,6 @@ def label_responses(responses: ResponseSet) -> dict[str, xr.Dataset]:
             alone = _dataset(responses, [one]).isel(observable=0, drop=True)
             groups[group_name(one.name)] = alone.assign_attrs(observable=one.name)
     return groups
-
-
-def group_name(observable: str) -> str:
-    """Name of the group of an observable: its label, without what paths and people stumble over."""
-    return re.sub(r"[^A-Za-z0-9.-]+", "_", observable).strip("_")
 
 
 def _kind(one: Observable, channels: Channels) -> str:
@@ -170,13 +167,16 @@ def _stein(responses: ResponseSet) -> xr.Dataset:
     saved, names = responses.channels.saved, list(responses.sources)
     shape = saved.shape if saved.maps else ()
     learned = {n: s for n, s in responses.sources.items() if isinstance(s, Learned)}
-    errors = {n: _errors(s, shape) for n, s in learned.items()}
+    errors = {n: _errors(s, shape, responses.spread) for n, s in learned.items()}
     nothing = (np.nan, np.nan)
     variables: dict[str, tuple] = {
         key: ("estimator", np.array([errors.get(n, nothing)[i] for n in names]), {"long_name": t})
         for i, (key, t) in enumerate(
             (
-                ("stein_error", "root mean square of M - I per row, raw"),
+                (
+                    "stein_error",
+                    "root mean square of M - I per row, fields over their spread, raw",
+                ),
                 ("stein_error_recalibrated", "the same after recalibration"),
             )
         )
@@ -206,12 +206,17 @@ def _stein(responses: ResponseSet) -> xr.Dataset:
     return xr.Dataset(variables, coords=coords)
 
 
-def _errors(source: Learned, shape: tuple[int, ...]) -> tuple[float, float]:
+def _errors(
+    source: Learned, shape: tuple[int, ...], spread: Sequence[float]
+) -> tuple[float, float]:
     if source.stein is None:
         return np.nan, np.nan
     space = len(shape)
     repaired = _repaired(source.stein, source.repair.inverse, space)
-    raw, after = (stein_error(m, space=space, shape=shape) for m in (source.stein, repaired))
+    # M_fg has the units of field f over those of g.
+    scale = np.repeat(np.asarray(spread), len(source.stein) // len(spread))
+    unit = (scale[None, :] / scale[:, None]).reshape(*source.stein.shape[:2], *[1] * space)
+    raw, after = (stein_error(m * unit, space=space, shape=shape) for m in (source.stein, repaired))
     return float(raw), float(after)
 
 

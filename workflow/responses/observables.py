@@ -23,6 +23,7 @@ from workflow.responses.probes import (
     Statistics,
     fields_of,
     find_function,
+    group_name,
     label,
     nearest,
     number,
@@ -72,21 +73,34 @@ def build_observables(
         statistics: of the unperturbed data; None while only the names are checked.
 
     Raises:
-        UserError: an unknown kind or parameter, or the same observable twice.
+        UserError: an unknown kind or parameter, or two observables of one name.
     """
     found: list[Observable] = []
+    fields = {one.name for one in field_observables(saved)}
     for index, spec in enumerate(specs):
         key = f"response.observables[{index}]"
         kind, parameters = parse(spec, key=key)
         name = parameters.pop("name", None)
         made = _build(kind, parameters, saved, statistics, key)
+        own = {one.name for one in made} if kind == "field" else set()
         if name is not None and len(made) == 1:
             made = [_renamed(made[0], str(name))]
+        for one in made:
+            # The fields are watched in every run, and found by name.
+            if one.name in fields - own:
+                raise UserError(f"{key}: '{one.name}' is the name of a field; give another name")
         found += made
     names = [one.name for one in found]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UserError(f"response.observables: '{twice[0]}' is there twice; give one a name")
+    groups: dict[str, str] = {}
+    for name in names:
+        if groups.setdefault(group_name(name), name) != name:
+            raise UserError(
+                f"response.observables: '{groups[group_name(name)]}' and '{name}' would be one "
+                f"group '{group_name(name)}' of response.zarr; give one another name"
+            )
     return found
 
 

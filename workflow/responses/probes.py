@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import math
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,11 @@ def fields_of(saved: Saved, parameters: dict[str, Any], *, key: str) -> list[int
 def label(kind: str, saved: Saved, field: int) -> str:
     """Label of a probe of one field: as "pixel", or "pixel:vorticity" where there are several."""
     return kind if len(saved.fields) == 1 else f"{kind}:{saved.fields[field].name}"
+
+
+def group_name(observable: str) -> str:
+    """Name of the group of an observable: its label, without what paths and people stumble over."""
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", observable).strip("_")
 
 
 def place_of(at: Any, shape: Sequence[int], *, key: str) -> tuple[int, ...]:

@@ -91,6 +91,7 @@ class Learned:
         self.units, self.left_out = units, jackknife_weights(units)
         self._channels, self._pairs = channels, pairs
         self._maps, self._totals = maps, totals
+        self._raw_maps, controlled = maps, controlled and channels.saved.maps
         self._recalibrate = recalibrate and not controlled
         self._space = len(channels.saved.shape) if channels.saved.maps else 0
         self._shape = channels.saved.shape if channels.saved.maps else ()
@@ -108,8 +109,10 @@ class Learned:
         elif repair is not None:
             self.stein = repair.stein.numpy()
             self.repair = Repair(repair.inverse.numpy(), np.zeros((), dtype=bool))
-            self.unresolved = np.zeros(len(self.stein), dtype=bool)
-        if controlled and channels.saved.maps:
+            # Those that `LinearRecalibration.fit` left alone.
+            none = np.zeros(self.stein.shape)
+            self.unresolved = unresolved_numbers(self.stein, none, space=0)
+        if controlled:
             self._maps = _Controlled(maps, pairs, channels, units)
 
     def answer(self, one: Observable, lags: slice, weights: Floats | None, *, raw: bool) -> Floats:
@@ -119,7 +122,8 @@ class Learned:
         driven = [i for i, p in enumerate(channels.perturbations) if p.pattern is None]
         parts: dict[int, Floats] = {}
         if constant:
-            found = self._constant(one, lags, weights, kept)
+            maps = self._raw_maps if raw else self._maps
+            found = self._constant(one, maps, lags, weights, kept)
             parts |= dict(zip(constant, np.moveaxis(found, self._axis(weights), 0), strict=True))
         if driven:
             columns = slice(channels.kicks, channels.totals_b)
@@ -136,14 +140,21 @@ class Learned:
         """Axis of the perturbation in `_constant` and `_columns`."""
         return 1 if weights is None else 2
 
-    def _constant(self, one: Observable, lags: slice, weights: Floats | None, kept: bool) -> Floats:
+    def _constant(
+        self,
+        one: Observable,
+        maps: Mapping[str, Floats],
+        lags: slice,
+        weights: Floats | None,
+        kept: bool,
+    ) -> Floats:
         """`(sample, lag, perturbation, *trailing)` of the constant directions."""
         channels = self._channels
         if not channels.every_number_kicked:
             return self._columns(one, lags, weights, slice(0, channels.kicks), kept)
         inverse = self._inverse(weights) if kept else None
         if one.of_place and channels.saved.maps:
-            sums = half_spectrum(self._maps[one.name][:, :, lags], space=self._space)
+            sums = half_spectrum(maps[one.name][:, :, lags], space=self._space)
             spectrum = ratio(sums, self._pairs[:, lags], weights)
             return displacements(answers(spectrum, inverse, self._patterns), shape=self._shape)
         kicks = self._totals[:, :, lags, channels.columns(one), : channels.kicks]

@@ -35,7 +35,11 @@ FLOOR = 0.1
 """Smallest |M_k| that is divided by; below it recalibration multiplies errors more than tenfold."""
 
 LARGEST_CORRECTION = 10.0
-"""Largest root mean square of the entries of M^-1 - I, per row, that a score is repaired by."""
+"""Largest root mean square of the entries of M^-1 - I, per row, that a score is repaired by.
+
+An entry e_fg has the units of field f over those of g, so |e_fg e_gf| stands for its square: of
+entries alike in size it is the square, and the choice of units does not matter.
+"""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,8 @@ def invert(stein: Numbers, unresolved: Flags, *, space: int) -> Repair:
             inverse = 1 / matrices if size == 1 else np.linalg.inv(matrices)
         except np.linalg.LinAlgError:
             inverse = np.full_like(matrices, np.nan)
-        squares = (np.abs(inverse - one) ** 2).sum((-2, -1)) / size
+        excess = np.abs(inverse - one)
+        squares = (excess * np.swapaxes(excess, -2, -1)).sum((-2, -1)) / size
         rms = np.sqrt(squares.mean(axis=tuple(range(-space, 0))) if space else squares)
         # Written so that an infinite or undefined correction is refused too.
         refused = np.asarray(~(rms <= LARGEST_CORRECTION))

@@ -61,7 +61,7 @@ class SpectralGaussian:
     def fit(cls, x: Tensor) -> SpectralGaussian:
         """Mean and spectrum of homogeneous data `(batch, field, *shape)`.
 
-        The sums run in float64 over batches in order, so the result does not depend on threads.
+        The sums run in float64 over batches in order.
 
         Raises:
             UserError: a field that never varies.

@@ -20,6 +20,7 @@ from torch import Tensor
 from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Receipt
 from workflow.responses.channels import Channels
+from workflow.responses.correlation import one_thread
 from workflow.responses.stein import LinearRecalibration, lag_zero_matrix
 from workflow.responses.sums import Constants
 from workflow.runs import Notify, Run, load_run
@@ -73,7 +74,9 @@ def _block(name: str) -> str:
     return f"constants-{name}"
 
 
+@one_thread()
 def _constants(run: Run, name: str, channels: Channels) -> dict[str, Tensor]:
+    """Content of a file of constants; on one thread, as the last bits depend on their number."""
     x, places = load_sample(run)
     s = read_places(run, places, partial(read_scores, run, name))
     repair = None

@@ -18,7 +18,7 @@ from hpc.stores import consolidate, write_block
 from workflow.dynamics.noise import DIRECT, NoiseStream
 from workflow.interfaces import DTYPES, UserError
 from workflow.responses.channels import Channels
-from workflow.responses.direct import moved_to, paired_response, seen_from
+from workflow.responses.direct import mean_everywhere, moved_to, paired_response, seen_from
 from workflow.responses.perturbations import Perturbation
 from workflow.runs import Notify, Run, load_run
 from workflow.stages import coordinates
@@ -136,8 +136,9 @@ def _kicked(
         if not run.saved.maps:
             return [channels.observe(x)]
         maps = channels.maps_a(x)
-        # Placed kicks: what is seen from the kicked place; others have no place.
-        seen = seen_from(maps, kicked) if one.pattern is not None else maps
+        # Placed kicks: what is seen from the kicked place. Others have no place: their response
+        # is the mean over all, as that of scores is.
+        seen = seen_from(maps, kicked) if one.pattern is not None else mean_everywhere(maps)
         return [channels.observe(x, maps), seen]
 
     names = ["totals", "response"] if run.saved.maps else ["totals"]

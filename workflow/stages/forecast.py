@@ -21,9 +21,8 @@ from hpc.stores import open_store
 from workflow.interfaces import SPACE, UserError
 from workflow.responses.channels import Channels
 from workflow.responses.forecast import forecast_run
-from workflow.responses.labels import group_name
 from workflow.responses.observables import Observable
-from workflow.responses.probes import nearest
+from workflow.responses.probes import group_name, nearest
 from workflow.responses.sources import Floats, Source
 from workflow.runs import Run
 from workflow.stages.data import load_channels

@@ -16,8 +16,8 @@ from workflow.figures import ensemble, responses, scores
 from workflow.figures.gallery import gallery
 from workflow.figures.maps import response_maps
 from workflow.figures.page import page
-from workflow.responses.labels import group_name
 from workflow.responses.observables import build_observables
+from workflow.responses.probes import group_name
 from workflow.runs import Notify, Run
 from workflow.stages import coordinates
 from workflow.stages.summary import as_json, summarise

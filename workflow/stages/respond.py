@@ -30,11 +30,10 @@ def respond(run: Run, notify: Notify) -> None:
     """Write `response.zarr` from the sums, unless it is that already."""
     ledger, key = run.ledger("respond"), run.key("response")
     channels = load_channels(run)
+    statistics = load_statistics(run)
     asked = {
         one.name
-        for one in build_observables(
-            run.experiment.response.observables, run.saved, load_statistics(run)
-        )
+        for one in build_observables(run.experiment.response.observables, run.saved, statistics)
     }
     observables = [one for one in channels.observables if one.name in asked]
     if "response" in ledger.done() and ledger.load("response").facts.get("key") == key:
@@ -52,7 +51,10 @@ def respond(run: Run, notify: Notify) -> None:
         )
     lag = coordinates.lag(run, run.lags)
     units = str(lag.attrs["units"])
-    responses = ResponseSet(channels, sources, observables, found, lag.values, REFERENCES, units)
+    spread = [statistics.spread(field) for field in range(len(run.saved.fields))]
+    responses = ResponseSet(
+        channels, sources, observables, found, lag.values, REFERENCES, units, spread
+    )
     groups = label_responses(responses)
     attrs = run.attributes("responses with error bars") | {"level": bars.level} | _units(sources)
     _save(run, {name: data.assign_attrs(attrs) for name, data in groups.items()})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 from hpc.launch import launch_ranks
+from workflow.responses.correlation import one_thread
 from workflow.responses.probes import Statistics
 from workflow.runs import Notify, Run
 from workflow.scores.closed_form import fit_gaussian
@@ -45,8 +46,12 @@ def train(run: Run, notify: Notify) -> None:
     notify("train", steps, steps)
 
 
+@one_thread()
 def _fit(run: Run) -> None:
-    """What is found without ranks: the Gaussian, statistics of the data, and clusters."""
+    """What is found without ranks: the Gaussian, statistics of the data, and clusters.
+
+    Sums over several threads would have other last bits than over one.
+    """
     missing = {"whitening", "statistics", *(["kgmm"] if "kgmm" in run.trained else [])}
     missing -= run.ledger("train").done()
     if not missing:
