@@ -11,6 +11,7 @@ import typer
 
 from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
 from workflow.cli_forecast import forecast
+from workflow.cli_matrix import matrix
 from workflow.interfaces import UserError
 from workflow.options import (
     HERE,
@@ -135,6 +136,7 @@ for _name, _help in STAGES.items():
     _make = _data_command if _name in ("run", "respond") else _stage_command
     app.command(_name, help=_help)(_make(_name))
 app.command("forecast")(forecast)
+app.command("matrix")(matrix)
 
 
 @app.command()

@@ -46,15 +46,15 @@ def run_stages(run: Run, stages: tuple[str, ...], *, command: str, notify: Notif
         lay_down(run, command=command)
         collect_orphans(run.folder)
         run = load_run(run.folder, run.folder.parent)
-        _refuse_missing_files(run)
+        refuse_missing_files(run)
         with Pools(run) as pools:
             for stage in stages:
-                _require(run, stage)
+                require(run, stage)
                 started = time.perf_counter()
                 with telling_damage(run.folder):
                     ACTIONS[stage](run, pools, notify)
                 _record_wall_time(run, stage, time.perf_counter() - started)
-        _write_catalog(run)
+        write_catalog_of(run)
 
 
 class Pools:
@@ -151,11 +151,11 @@ def expected_blocks(run: Run) -> dict[str, int]:
     return expected
 
 
-LEDGERS = ("simulate", "train", "evaluate", "constants", "respond", "direct", "checks")
+LEDGERS = ("simulate", "train", "evaluate", "constants", "respond", "direct", "checks", "matrix")
 """Stages with receipts."""
 
 
-def _refuse_missing_files(run: Run) -> None:
+def refuse_missing_files(run: Run) -> None:
     """Nothing may be built on blocks that are recorded and gone: they would read as NaN.
 
     Raises:
@@ -168,11 +168,17 @@ def _refuse_missing_files(run: Run) -> None:
         raise CorruptBlock(f"{run.folder}: block {first.block}: {first.path}: {first.what}{more}")
 
 
-def _require(run: Run, stage: str) -> None:
+def require(run: Run, stage: str) -> None:
+    """Refuse a stage whose earlier stages are not finished.
+
+    Raises:
+        MachineError: names the command to run first.
+    """
     needed = {
         "train": ("simulate",),
         "evaluate": ("simulate",),
         "respond": ("simulate", "evaluate"),
+        "matrix": ("simulate", "evaluate"),
         "report": ("simulate", "evaluate", "respond", "checks"),
     }.get(stage, ())
     expected = expected_blocks(run)
@@ -193,12 +199,14 @@ def _record_wall_time(run: Run, stage: str, seconds: float) -> None:
     atomic_write_json(path, times)
 
 
-def _write_catalog(run: Run) -> None:
+def write_catalog_of(run: Run) -> None:
+    """Write the catalog of the stores that the run has."""
     texts = {
         "ensemble": "unperturbed ensemble",
         "perturbed": "responses per member of paired perturbed runs",
         "scores": "scores on the ensemble",
         "response": "responses with error bars",
+        "matrix": "response of every number to a kick of every number",
     }
     sources = {
         name: (f"{name}.zarr", text)
