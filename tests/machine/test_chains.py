@@ -29,6 +29,7 @@ def log_dir(tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(log_dir):
     with open_client("local", workers=2, memory="1GiB", log_dir=log_dir) as client:
+        client.wait_for_workers(2, timeout=120)
         yield client
 
 
