@@ -96,6 +96,7 @@ def test_a_function_of_the_dataset_is_an_observable(tmp_path, monkeypatch):
         "def rough(ds): return abs(ds.u.diff('x')).mean(('y', 'x'))\n"
         "def rows(ds): return ds.u.mean('x')\n"
         "def lost(ds): return ds.u.mean()\n"
+        "def typo(ds): return ds.v**2\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     x, square, values = observed("mine:square")
@@ -106,6 +107,9 @@ def test_a_function_of_the_dataset_is_an_observable(tmp_path, monkeypatch):
     assert (rows.name, rows.axis, values.shape) == ("zonal", "y", (50, 6))
     with pytest.raises(UserError, match="must return a DataArray with dims member and time"):
         observed("mine:lost")
+    with pytest.raises(UserError, match=r"mine:typo failed with AttributeError: .*'v'") as told:
+        observed("mine:typo")
+    assert len(str(told.value).splitlines()) == 1
 
 
 def test_patterns_are_what_they_say():

@@ -332,7 +332,7 @@ MISTAKES = {
     "pattern of another shape": (
         ["run", "--data", "plane.nc", "--name", "n", "--set",
          "response.perturbations=[{kind: pattern, file: bad.npy}]"],
-        "bad.npy: shape \\(2,\\); needs finite numbers of shape \\(3, 4\\)",
+        "bad.npy: float64 of shape \\(2,\\); needs finite numbers of shape \\(3, 4\\)",
     ),
     "forecast of nothing": (["forecast", "nothing", "--forcing", "pulse.nc"], "no run 'nothing'"),
     "no forcing": (["forecast", "many", "--forcing", "f.nc"], "f.nc does not exist"),
@@ -343,7 +343,7 @@ MISTAKES = {
     ),
     "pattern without space": (
         ["forecast", "many", "--forcing", "pulse.nc", "--pattern", "bad.npy"],
-        "bad.npy is float64 of shape \\(2,\\); needs finite numbers of shape \\(\\)",
+        "bad.npy: float64 of shape \\(2,\\); needs finite numbers of shape \\(\\)",
     ),
     "no NetCDF": (["forecast", "many", "--forcing", "pulse.nc", "--out", "a.zarr"], "end the name"),
 }  # fmt: skip

@@ -24,6 +24,7 @@ from workflow.responses.probes import (
     fields_of,
     find_function,
     group_name,
+    guarded,
     label,
     nearest,
     number,
@@ -321,7 +322,7 @@ def _users(kind: str, saved: Saved, key: str) -> Observable:
     """A function from the Dataset (member, time, *space) to a DataArray of the same members and
     times: with the same space, with one axis of its own, or without.
     """
-    function = find_function(kind, key=key)
+    function = guarded(find_function(kind, key=key), name=f"{key}: {kind}")
     space = SPACE[len(saved.shape)]
     names = [field.name for field in saved.fields]
 

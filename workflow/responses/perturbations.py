@@ -15,9 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor
 
 from workflow.interfaces import Saved, System, UserError
@@ -27,11 +25,13 @@ from workflow.responses.parameters import parameter_change
 from workflow.responses.probes import (
     fields_of,
     find_function,
+    guarded,
     label,
     nearest,
     number,
     parse,
     place_of,
+    read_array,
     refuse_rest,
 )
 
@@ -210,23 +210,12 @@ def _pattern(
     saved: Saved, parameters: dict[str, Any], *, key: str, where: Path
 ) -> tuple[str, str, Any]:
     """An array of the user's, from a .npy file or the one variable of a NetCDF or Zarr store."""
-    path = where / str(parameters.pop("file", ""))
-    if not path.exists() or path == where:
-        raise UserError(f"{key}.file={path}: does not exist; give a .npy, NetCDF or Zarr file")
-    try:
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            opened = xr.open_zarr(path) if path.is_dir() else xr.open_dataset(path)
-            (name,) = opened.data_vars
-            values = opened[name].values
-    except Exception as error:
-        raise UserError(f"{key}.file={path}: cannot be read as one array: {error}") from None
-    if values.shape != saved.shape or not np.isfinite(values).all():
-        raise UserError(
-            f"{key}.file={path}: shape {values.shape}; needs finite numbers of shape {saved.shape}"
-        )
-    return f"({path.stem})", f"pattern {path.name}", torch.from_numpy(values.astype(np.float64))
+    file = str(parameters.pop("file", ""))
+    if not file:
+        raise UserError(f"{key}=pattern: say which, as {{kind: pattern, file: PATH}}")
+    path = where / file
+    values = read_array(path, shape=saved.shape, key=f"{key}.file")
+    return f"({path.stem})", f"pattern {path.name}", torch.from_numpy(values)
 
 
 def _parameter(
@@ -256,7 +245,7 @@ def _function(
     parameters: dict[str, Any], *, saved: Saved, kind: str, key: str, **_: Any
 ) -> Perturbation:
     """u(x) of the user's, torch tensors `(batch, field, *shape)`; its divergence may be given."""
-    function = find_function(kind, key=key)
+    function = guarded(find_function(kind, key=key), name=f"{key}: {kind}")
     given = parameters.pop("divergence", None)
     formula = find_function(str(given), key=f"{key}.divergence") if given else None
     generator = torch.Generator().manual_seed(0)

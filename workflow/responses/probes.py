@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import xarray as xr
 from torch import Tensor
 
 from workflow.interfaces import Saved, UserError, space_axes
@@ -113,6 +116,52 @@ def find_function(kind: str, *, key: str) -> Callable[..., Any]:
         raise UserError(f"{key}: {kind} is no function")
     function: Callable[..., Any] = found
     return function
+
+
+def read_array(path: Path, *, shape: tuple[int, ...], key: str) -> np.ndarray:
+    """An array of the user's, from a .npy file or the one variable of a NetCDF or Zarr store.
+
+    Raises:
+        UserError: no such file, no single array in it, or not finite numbers of that shape.
+    """
+    if not path.exists():
+        raise UserError(f"{key}={path}: does not exist; give a .npy, NetCDF or Zarr file")
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            opened = xr.open_zarr(path) if path.is_dir() else xr.open_dataset(path)
+            (name,) = opened.data_vars
+            values = opened[name].values
+    except Exception as error:
+        raise UserError(f"{key}={path}: cannot be read as one array: {first_line(error)}") from None
+    if values.shape != shape or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+        raise UserError(
+            f"{key}={path}: {values.dtype} of shape {values.shape}; needs finite numbers of "
+            f"shape {shape}, that of the field"
+        )
+    return values.astype(np.float64)
+
+
+def guarded(function: Callable[..., Any], *, name: str) -> Callable[..., Any]:
+    """A function of the user's whose own errors are told in one line."""
+
+    @functools.wraps(function)  # with its attributes: one of them may be a divergence
+    def call(*arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except UserError:
+            raise
+        except Exception as error:
+            what = f"{type(error).__name__}: {first_line(error)}"
+            raise UserError(f"{name} failed with {what}; mend the function") from error
+
+    return call
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def fields_of(saved: Saved, parameters: dict[str, Any], *, key: str) -> list[int]:

@@ -22,7 +22,7 @@ from workflow.interfaces import SPACE, UserError
 from workflow.responses.channels import Channels
 from workflow.responses.forecast import forecast_run
 from workflow.responses.observables import Observable
-from workflow.responses.probes import group_name, nearest
+from workflow.responses.probes import group_name, nearest, read_array
 from workflow.responses.sources import Floats, Source
 from workflow.runs import Run
 from workflow.stages.data import load_channels
@@ -101,25 +101,8 @@ def read_pattern(path: Path, run: Run) -> xr.DataArray:
     Raises:
         UserError: no such file, or one without a single array of the shape of the field.
     """
-    shape, dims = run.saved.shape, SPACE[len(run.saved.shape)]
-    if not path.exists():
-        raise UserError(f"pattern {path} does not exist; give a .npy, NetCDF or Zarr file")
-    try:
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            opened = xr.open_zarr(path) if path.is_dir() else xr.open_dataset(path)
-            (name,) = opened.data_vars
-            values = opened[name].values
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"pattern {path} cannot be read as one array: {reason}") from None
-    if values.shape != shape or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
-        raise UserError(
-            f"pattern {path} is {values.dtype} of shape {values.shape}; needs finite numbers of "
-            f"shape {shape}, that of the field"
-        )
-    return xr.DataArray(values.astype(np.float64), dims=dims)
+    values = read_array(path, shape=run.saved.shape, key="--pattern")
+    return xr.DataArray(values, dims=SPACE[len(run.saved.shape)])
 
 
 def summary(answer: xr.Dataset) -> list[str]:
