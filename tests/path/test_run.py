@@ -46,7 +46,7 @@ TINY = {
 STORES = ("ensemble", "perturbed", "scores", "correlations", "response")
 DECKS = {
     True: ["rank", "rank", "launcher", "driver"],  # while there are ranks
-    False: ["worker", "worker", "worker", "driver"],
+    False: [*["worker"] * 5, "driver"],
 }
 """What is killed, in random order."""
 LAUNCHERS = ("mpiexec", "mpiexec.hydra", "mpirun", "prterun", "hydra_pmi_proxy")
