@@ -209,19 +209,6 @@ class ScoreEstimator(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Probe:
-    """A name and a unit for what is kicked or watched.
-
-    Attributes:
-        name: label along the `perturbation` or `observable` axis of `response.zarr`.
-        units: CF units.
-    """
-
-    name: str
-    units: str = "1"
-
-
 def space_axes(x: Tensor) -> tuple[int, ...]:
     """Axes of space in an array `(batch, field, *shape)`."""
     return tuple(range(2, x.ndim))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,8 +39,40 @@ class ExactScore:
         return self.system.exact_score(x)
 
 
+class _Whitening(ABC):
+    """What every Gaussian does with its mean m and the maps of `_weights`."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Gaussian score `(batch, field, *shape)`, 1 / units of x."""
+        return -self._apply("precision", self._centred(x))
+
+    def whiten(self, x: Tensor) -> Tensor:
+        """x~: unit variance in every mode, no correlation of fields."""
+        return self._apply("whiten", self._centred(x))
+
+    def colour(self, x: Tensor) -> Tensor:
+        """The inverse of `whiten` but for the mean."""
+        return self._apply("colour", x)
+
+    def score_to_white(self, s: Tensor) -> Tensor:
+        """Score with respect to x~ from that with respect to x: the transpose of `colour`."""
+        return self._apply("score_to_white", s)
+
+    def score_from_white(self, s: Tensor) -> Tensor:
+        """Score with respect to x from that with respect to x~."""
+        return self._apply("score_from_white", s)
+
+    @abstractmethod
+    def _centred(self, x: Tensor) -> Tensor:
+        """x - m."""
+
+    @abstractmethod
+    def _apply(self, name: str, x: Tensor) -> Tensor:
+        """The map of that name in `_weights`."""
+
+
 @dataclass(frozen=True)
-class SpectralGaussian:
+class SpectralGaussian(_Whitening):
     """A homogeneous Gaussian: independent wavenumbers, and the whitening that goes with it.
 
         C_k = D^(1/2) U D^(1/2),    x~ = U^(-1/2) D^(-1/2) (x - m),    s = -C^-1 (x - m)
@@ -83,26 +116,6 @@ class SpectralGaussian:
         lag_zero = torch.fft.irfftn(modes, s=self.shape, dim=tuple(range(1, modes.ndim)))
         return lag_zero.flatten(1)[:, 0]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Gaussian score `(batch, field, *shape)`, 1 / units of x."""
-        return -self._apply("precision", x - self._mean_like(x))
-
-    def whiten(self, x: Tensor) -> Tensor:
-        """x~: unit variance in every mode, no correlation of fields."""
-        return self._apply("whiten", x - self._mean_like(x))
-
-    def colour(self, x: Tensor) -> Tensor:
-        """The inverse of `whiten` but for the mean."""
-        return self._apply("colour", x)
-
-    def score_to_white(self, s: Tensor) -> Tensor:
-        """Score with respect to x~ from that with respect to x: the transpose of `colour`."""
-        return self._apply("score_to_white", s)
-
-    def score_from_white(self, s: Tensor) -> Tensor:
-        """Score with respect to x from that with respect to x~."""
-        return self._apply("score_from_white", s)
-
     def state(self) -> dict[str, Tensor]:
         """Tensors from which `gaussian_from` makes it again."""
         return {"mean": self.mean, "spectrum": self.spectrum}
@@ -124,12 +137,12 @@ class SpectralGaussian:
             modes = torch.einsum("fg...,bg...->bf...", weight.to(modes.dtype), modes)
         return torch.fft.irfftn(modes, s=self.shape, dim=axes)
 
-    def _mean_like(self, x: Tensor) -> Tensor:
-        return self.mean.to(x.dtype).reshape(-1, *[1] * len(self.shape))
+    def _centred(self, x: Tensor) -> Tensor:
+        return x - self.mean.to(x.dtype).reshape(-1, *[1] * len(self.shape))
 
 
 @dataclass(frozen=True)
-class DenseGaussian:
+class DenseGaussian(_Whitening):
     """A Gaussian without symmetry: full covariance, shrunk towards its diagonal.
 
         C = D^(1/2) U D^(1/2),    x~ = U^(-1/2) D^(-1/2) (x - m),    s = -C^-1 (x - m)
@@ -200,26 +213,6 @@ class DenseGaussian:
         """Variance of a pixel of each field, mean over the places, `(field,)`."""
         return self.scale.square().reshape(len(self.mean), -1).mean(1)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Gaussian score `(batch, field, *shape)`, 1 / units of x."""
-        return -self._apply("precision", x - self.mean.to(x.dtype))
-
-    def whiten(self, x: Tensor) -> Tensor:
-        """x~: unit covariance."""
-        return self._apply("whiten", x - self.mean.to(x.dtype))
-
-    def colour(self, x: Tensor) -> Tensor:
-        """The inverse of `whiten` but for the mean."""
-        return self._apply("colour", x)
-
-    def score_to_white(self, s: Tensor) -> Tensor:
-        """Score with respect to x~ from that with respect to x: the transpose of `colour`."""
-        return self._apply("score_to_white", s)
-
-    def score_from_white(self, s: Tensor) -> Tensor:
-        """Score with respect to x from that with respect to x~."""
-        return self._apply("score_from_white", s)
-
     def state(self) -> dict[str, Tensor]:
         """Tensors from which `gaussian_from` makes it again."""
         names = ("mean", "scale", "values", "vectors")
@@ -232,6 +225,9 @@ class DenseGaussian:
     def _apply(self, name: str, x: Tensor) -> Tensor:
         weight = self._weights[name].to(x.dtype)
         return (x.reshape(len(x), -1) @ weight.T).reshape(x.shape)
+
+    def _centred(self, x: Tensor) -> Tensor:
+        return x - self.mean.to(x.dtype)
 
 
 Gaussian = SpectralGaussian | DenseGaussian
