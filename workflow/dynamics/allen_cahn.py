@@ -64,8 +64,12 @@ class AllenCahn(SpectralSPDE):
         The growing part stays inside: as a symbol it would amplify the part of the half-spectrum
         that no real field has, which rounding creates.
         """
-        factor = self.alpha / (1 + grid.k2)
+        factor = self.reaction_rate(grid)
         return lambda u_hat: factor * self._reaction(u_hat, grid)
+
+    def reaction_rate(self, grid: Grid) -> Tensor:
+        """alpha Sigma, what multiplies the transform of u - u^3, 1 / time."""
+        return self.alpha / (1 + grid.k2)
 
     def noise_spectrum(self, grid: Grid) -> Tensor:
         """epsilon^2 / (1 + k^2)."""

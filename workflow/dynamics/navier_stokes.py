@@ -7,6 +7,10 @@
 m_k is 1 for k^2 <= 112.5 below Nyquist (349 modes); phi_k and phi_-k are independent. The phases
 are part of the state: they are carried through restarts and cloned for paired runs.
 
+Two schemes. `paper` is the published one: advection in skew form on the grid, not dealiased.
+`dealiased` keeps modes up to N / 3 in the nonlinear term and in the forcing, where all forms of
+the advection are the same, and needs half as many transforms; modes beyond only decay.
+
 Source: arXiv:2402.01029 eq. 11-13; Flierl and Souza 2024, J. Fluid Mech. 986 A8.
 """
 
@@ -16,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -35,14 +39,16 @@ FORCED_K2 = 2 * 7.5**2
 class NavierStokes(Parameters):
     """Vorticity stirred at all scales above a few pixels and carried in +x.
 
-    The state holds `vorticity` `(member, y, x)` and `phases` `(member, ky, kx)`, in radians.
-    Advection is in skew form, -(u . grad zeta + div (u zeta)) / 2, which conserves enstrophy on
-    the grid; derivatives vanish at Nyquist.
+    The state holds the half-spectrum `zeta_hat` `(member, ky, kx)` and, of the forced modes only,
+    `phases` `(member, mode)`, in radians. Derivatives vanish at Nyquist.
     """
 
     fields: ClassVar[Sequence[SavedField]] = (SavedField("vorticity", "vorticity", "1"),)
     homogeneous: ClassVar[bool] = True
 
+    scheme: Literal["paper", "dealiased"] = Field(
+        "paper", description="paper: skew form, as published; dealiased: modes up to N / 3"
+    )
     grid: int = Field(32, ge=16, le=1024, multiple_of=2, description="points along an axis")
     dt: float = Field(1 / 128, gt=0, description="time step, model time")
     advection: float = Field(math.pi, description="A, speed of the mean flow in +x, length / time")
@@ -60,7 +66,7 @@ class NavierStokes(Parameters):
     @property
     def noise_shape(self) -> tuple[int, ...]:
         """Two half steps of every phase."""
-        return (2, *self.shape)
+        return (2, int(_forced(self).sum()))
 
     @property
     def initial_shape(self) -> tuple[int, ...]:
@@ -73,75 +79,123 @@ class NavierStokes(Parameters):
             2 * math.pi / self.grid
         )
         waves = (3 * x).sin()[:, None] * (3 * x).sin()[None, :]
-        phases = 2 * math.pi * torch.special.ndtr(normals[:, 0])
-        return {"vorticity": waves + 0.01 * normals[:, 1], "phases": phases}
+        phases = 2 * math.pi * torch.special.ndtr(normals[:, 0, _forced(self)])
+        kept = self.symbols(normals.dtype, str(normals.device)).kept
+        return {"zeta_hat": kept * torch.fft.rfft2(waves + 0.01 * normals[:, 1]), "phases": phases}
 
     def step(self, state: State, normals: Tensor) -> State:
         """Runge-Kutta 4; the phases move by half a step before stages 2 and 4."""
-        symbols = _symbols(self, normals.dtype, str(normals.device))
+        symbols = self.symbols(normals.dtype, str(normals.device))
         start = state["phases"]
         middle = start + self.dt**0.5 * normals[:, 0]
         end = middle + self.dt**0.5 * normals[:, 1]
-        forcing = iter([self._forcing(phase, symbols) for phase in (start, middle, end)])
-        first, second, last = forcing
+        first, second, last = (self._forcing(phases, symbols) for phases in (start, middle, end))
         stages = iter([first, second, second, last])
-        vorticity = runge_kutta_4(
-            lambda zeta: self.tendency(zeta) + next(stages), state["vorticity"], self.dt
-        )
-        return {"vorticity": vorticity, "phases": end}
 
-    def tendency(self, vorticity: Tensor) -> Tensor:
-        """All terms but the forcing, `(member, y, x)`, vorticity / time."""
-        symbols = _symbols(self, vorticity.dtype, str(vorticity.device))
-        zeta_hat = torch.fft.rfft2(vorticity)
-        return torch.fft.irfft2(symbols.linear * zeta_hat, s=self.shape) - self.skew_advection(
-            vorticity
-        )
+        def tendency(zeta_hat: Tensor) -> Tensor:
+            advection = self.advected(zeta_hat)
+            return symbols.linear * zeta_hat - advection + next(stages)
 
-    def skew_advection(self, vorticity: Tensor) -> Tensor:
-        """(u . grad zeta + div (u zeta)) / 2 with u = (-d psi/dy, d psi/dx)."""
-        symbols = _symbols(self, vorticity.dtype, str(vorticity.device))
-        zeta_hat = torch.fft.rfft2(vorticity)
-        spectra = torch.stack(
-            [symbols.to_u * zeta_hat, symbols.to_v * zeta_hat]
-            + [symbols.d_dx * zeta_hat, symbols.d_dy * zeta_hat]
+        return {"zeta_hat": runge_kutta_4(tendency, state["zeta_hat"], self.dt), "phases": end}
+
+    def advected(self, zeta_hat: Tensor) -> Tensor:
+        """Transform of u . grad zeta with u = (-d psi/dy, d psi/dx), as the scheme takes it."""
+        symbols = self.symbols(zeta_hat.real.dtype, str(zeta_hat.device))
+        if self.scheme == "paper":
+            return self._skew_form(zeta_hat, symbols)
+        return self._momentum_form(zeta_hat, symbols)
+
+    def _skew_form(self, zeta_hat: Tensor, symbols: Symbols) -> Tensor:
+        """(u . grad zeta + div (u zeta)) / 2, which conserves enstrophy on the grid."""
+        psi_hat = symbols.inverse * zeta_hat
+        spectra = [-symbols.d_dy * psi_hat, symbols.d_dx * psi_hat]
+        spectra += [zeta_hat, symbols.d_dx * zeta_hat, symbols.d_dy * zeta_hat]
+        u, v, zeta, zeta_x, zeta_y = torch.fft.irfft2(torch.stack(spectra), s=self.shape)
+        change, flux_x, flux_y = torch.fft.rfft2(
+            torch.stack([u * zeta_x + v * zeta_y, u * zeta, v * zeta])
         )
-        u, v, zeta_x, zeta_y = torch.fft.irfft2(spectra, s=self.shape)
-        fluxes = torch.fft.rfft2(torch.stack([u * vorticity, v * vorticity]))
-        divergence = torch.fft.irfft2(
-            symbols.d_dx * fluxes[0] + symbols.d_dy * fluxes[1], s=self.shape
-        )
-        return 0.5 * (u * zeta_x + v * zeta_y + divergence)
+        return 0.5 * (change + symbols.d_dx * flux_x + symbols.d_dy * flux_y)
+
+    def _momentum_form(self, zeta_hat: Tensor, symbols: Symbols) -> Tensor:
+        """(d_xx - d_yy) uv - d_xy (u^2 - v^2), the curl of the divergence of the momentum flux.
+
+        Of the kept modes; two transforms each way (Basdevant 1983).
+        """
+        psi_hat = symbols.kept * symbols.inverse * zeta_hat
+        spectra = torch.stack([-symbols.d_dy * psi_hat, symbols.d_dx * psi_hat])
+        u, v = torch.fft.irfft2(spectra, s=self.shape)
+        square, product = torch.fft.rfft2(torch.stack([u**2 - v**2, u * v]))
+        d_dx, d_dy = symbols.d_dx, symbols.d_dy
+        return symbols.kept * ((d_dx**2 - d_dy**2) * product - d_dx * d_dy * square)
 
     def observe(self, state: State) -> Tensor:
         """Vorticity `(member, 1, y, x)`; the phases stay hidden."""
-        return state["vorticity"][:, None]
+        return torch.fft.irfft2(state["zeta_hat"], s=self.shape)[:, None]
 
     def displace(self, state: State, displacement: Tensor) -> State:
         """Vorticity moved by `(member, 1, y, x)`, phases unchanged."""
-        return {**state, "vorticity": state["vorticity"] + displacement[:, 0]}
+        return {**state, "zeta_hat": state["zeta_hat"] + torch.fft.rfft2(displacement[:, 0])}
 
-    def _forcing(self, phases: Tensor, symbols: _Symbols) -> Tensor:
-        waves = torch.polar(symbols.forced.expand_as(phases), phases)
-        curl = torch.fft.ifft2(waves).real
-        return curl - (1 - self.mean_forcing) * curl.mean((-2, -1), keepdim=True)
+    def _forcing(self, phases: Tensor, symbols: Symbols) -> Tensor:
+        """Transform of Re ifft2(waves): (c_k + conj c_-k) / 2 of the waves c."""
+        waves = torch.polar(torch.full_like(phases, self.amplitude), phases)
+        half = 0.5 * (waves[:, symbols.phase] + waves[:, symbols.opposite].conj())
+        forcing = half.new_zeros(len(phases), symbols.linear.numel())
+        forcing[:, symbols.mode] = half
+        forcing[:, 0] *= self.mean_forcing
+        return forcing.unflatten(1, symbols.linear.shape)
+
+    @property
+    def amplitude(self) -> float:
+        """Amplitude of every forced wave on this grid."""
+        return self.forcing * (self.grid / 128) ** 2
+
+    @property
+    def truncation(self) -> int:
+        """Largest wavenumber of the nonlinear term along an axis: quadratic terms do not fold."""
+        return (self.grid - 1) // 3 if self.scheme == "dealiased" else self.grid // 2
+
+    def symbols(self, dtype: torch.dtype, device: str = "cpu") -> Symbols:
+        """What the equation is made of, as arrays over the half-spectrum."""
+        return _symbols(self, dtype, device)
 
 
 @dataclass(frozen=True)
-class _Symbols:
-    """Arrays over wavenumbers: `forced` over the full spectrum, the others over half of it."""
+class Symbols:
+    """Arrays over the half-spectrum `(ky, kx)`, and the forced modes in it.
+
+    Attributes:
+        linear: symbol of the linear terms, 1 / time.
+        inverse: symbol of the inverse Laplacian; 0 for the mean.
+        d_dx, d_dy: symbols of the derivatives, 0 at Nyquist.
+        kept: 1 for modes of the nonlinear term and of the forcing, else 0.
+        mode: forced modes, as flat indices of the half-spectrum.
+        phase, opposite: which phase drives mode k of `mode`, and which -k.
+    """
 
     linear: Tensor
+    inverse: Tensor
     d_dx: Tensor
     d_dy: Tensor
-    to_u: Tensor
-    to_v: Tensor
-    forced: Tensor
+    kept: Tensor
+    mode: Tensor
+    phase: Tensor
+    opposite: Tensor
 
 
 @lru_cache(maxsize=8)
-def _symbols(system: NavierStokes, dtype: torch.dtype, device: str) -> _Symbols:
-    grid = Grid(system.grid, 2, dtype, device)
+def _forced(system: NavierStokes) -> Tensor:
+    """Which modes of the full spectrum `(ky, kx)` are forced."""
+    k = torch.fft.fftfreq(system.grid, 1 / system.grid)
+    inside = (k.abs() <= system.truncation) & (k.abs() < system.grid / 2)
+    return (k[:, None] ** 2 + k[None, :] ** 2 <= FORCED_K2) & inside[:, None] & inside[None, :]
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _symbols(system: NavierStokes, dtype: torch.dtype, device: str) -> Symbols:
+    n = system.grid
+    grid = Grid(n, 2, dtype, device)
     d_dx, d_dy = grid.derivative(-1), grid.derivative(-2)
     # Nyquist wavenumbers are zero in every operator, as published.
     k2 = -(d_dx**2 + d_dy**2).real
@@ -149,15 +203,18 @@ def _symbols(system: NavierStokes, dtype: torch.dtype, device: str) -> _Symbols:
     inverse = torch.where(moving, -1 / k2.where(moving, torch.ones_like(k2)), torch.zeros_like(k2))
     damping = system.hypofriction * inverse**2 + system.hyperviscosity * k2**2
     damping[0, 0] += system.mean_damping
-    full = torch.fft.fftfreq(system.grid, 1 / system.grid, dtype=dtype, device=device)
-    waves = full[:, None] ** 2 + full[None, :] ** 2
-    inside = (full.abs() < system.grid / 2).to(dtype)
-    mask = (waves <= FORCED_K2).to(dtype) * inside[:, None] * inside[None, :]
-    return _Symbols(
+    kx, ky = (k.abs() <= system.truncation for k in reversed(grid.wavenumbers))
+    forced = _forced(system).to(device)
+    number = torch.full((n, n), -1, device=device)
+    number[forced] = torch.arange(int(forced.sum()), device=device)
+    y, x = forced[:, : n // 2 + 1].nonzero(as_tuple=True)
+    return Symbols(
         linear=-damping - system.advection * d_dx,
+        inverse=inverse,
         d_dx=d_dx,
         d_dy=d_dy,
-        to_u=-d_dy * inverse,
-        to_v=d_dx * inverse,
-        forced=system.forcing * (system.grid / 128) ** 2 * mask,
+        kept=(kx & ky).to(dtype),
+        mode=y * (n // 2 + 1) + x,
+        phase=number[y, x],
+        opposite=number[-y % n, -x % n],
     )

@@ -66,9 +66,13 @@ class OrnsteinUhlenbeck(SpectralSPDE):
         if self.scheme == "paper":
             return super().step(state, normals)
         grid = grid_of(self, normals)
-        decay = (self.linear(grid) * self.dt).exp()
-        spread = (self.variance(grid) * (1 - decay.abs() ** 2)).sqrt()
+        decay, spread = self.transition(grid)
         return {"u_hat": decay * state["u_hat"] + spread * grid.fft(normals[:, 0])}
+
+    def transition(self, grid: Grid) -> tuple[Tensor, Tensor]:
+        """Factors of a mode over `dt`: on itself, and on the transform of white normals."""
+        decay = (self.linear(grid) * self.dt).exp()
+        return decay, (self.variance(grid) * (1 - decay.abs() ** 2)).sqrt()
 
     def variance(self, grid: Grid) -> Tensor:
         """C_k, eigenvalues of the stationary covariance of the pixels, u^2."""
