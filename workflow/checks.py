@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from workflow.dynamics.engines import check_engine
+from workflow.dynamics.noise import check_steps
 from workflow.interfaces import HasExactScore, UserError
 from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import build_perturbations
@@ -23,6 +25,7 @@ def check(run: Run) -> None:
         UserError: the first such thing, in one line.
     """
     _check_times(run)
+    _check_steps(run)
     _check_members(run)
     _check_estimators(run)
     _check_extrapolation(run)
@@ -50,6 +53,13 @@ def _check_times(run: Run) -> None:
             f"response.max_lag={e.response.max_lag:g} needs more than the {run.times} saved "
             "samples; lower response.max_lag or lengthen ensemble.length"
         )
+
+
+def _check_steps(run: Run) -> None:
+    if run.experiment.system is None:
+        return
+    check_engine(run.experiment.ensemble.engine, run.system)
+    check_steps(run.spinup_steps + run.times * run.steps_per_save)
 
 
 def _check_members(run: Run) -> None:

@@ -22,6 +22,9 @@ class EnsembleConfig(Strict):
 
     members: int = Field(128, ge=1)
     group: int = Field(16, ge=1, description="members stepped together by one task")
+    engine: Literal["auto", "torch", "lanes"] = Field(
+        "auto", description="what steps them; a run keeps the one that it began with"
+    )
     spinup: float = Field(1000.0, ge=0)
     length: float = Field(2000.0, gt=0)
     save_every: float = Field(1.0, gt=0)

@@ -136,6 +136,22 @@ class System(Protocol):
         ...
 
 
+class Stepper(Protocol):
+    """A group of members on its way: a system, a state, and the names of its noise."""
+
+    def advance(self, first: int, steps: int) -> None:
+        """Take the steps numbered `first`, ..., `first + steps - 1`."""
+        ...
+
+    def observe(self) -> Tensor:
+        """The saved fields `(member, field, *shape)`; a member that blew up is not finite."""
+        ...
+
+    def state(self) -> State:
+        """The state, from which a stepper of any engine goes on."""
+        ...
+
+
 @runtime_checkable
 class HasExactScore(Protocol):
     """A system whose stationary density is known up to its normalisation."""

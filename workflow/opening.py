@@ -21,6 +21,7 @@ from workflow.config import (
     refused_changes,
 )
 from workflow.dynamics import build_system, parameters_of
+from workflow.dynamics.engines import fastest_engine
 from workflow.interfaces import HasExactScore, UserError
 from workflow.recorded import find, saved_of
 from workflow.responses.perturbations import usual_perturbation
@@ -49,6 +50,9 @@ def open_experiment(experiment: Experiment, runs: Path, where: Path) -> Run:
     if experiment.system is not None:
         system = build_system(experiment.system)
         resolved["system"] = parameters_of(system, experiment.system)
+        if experiment.ensemble.engine == "auto":
+            began = _engine_of(runs / experiment.name)
+            resolved["ensemble"]["engine"] = began or fastest_engine(system)
     if experiment.data is not None:
         data, decided = find(experiment.data, where)
         resolved["data"] = data.model_dump(mode="json")
@@ -76,6 +80,15 @@ def _possible_estimators(experiment: Experiment, resolved: Mapping[str, Any]) ->
         exact = isinstance(build_system(resolved["system"]), HasExactScore)
         names += [*(["exact"] if exact else []), "direct"]
     return names
+
+
+def _engine_of(folder: Path) -> str | None:
+    """The engine that a run began with; None where there is none."""
+    path = folder / "experiment.yaml"
+    if not path.is_file():
+        return None
+    engine: str | None = read_own(path, yaml.safe_load).get("ensemble", {}).get("engine")
+    return engine
 
 
 def _refuse_changed_science(run: Run) -> None:

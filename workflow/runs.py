@@ -308,7 +308,7 @@ class Run:
             "history": f"gfdt-workflow {__version__}: run {self.experiment.name}",
             "references": "arXiv:2402.01029",
             "experiment": json.dumps(self._science(), sort_keys=True),
-            "seed_scheme": "Philox key=(seed, member), counter=(0, 0, stream, step // 32)",
+            "seed_scheme": "Philox4x32 key=seed, counter=(number // 4, step, stream, member)",
         }
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import xarray as xr
 
+from workflow.dynamics.engines import TorchStepper
 from workflow.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from workflow.interfaces import Field, State, System, UserError
 from workflow.responses.correlation import block_bounds, lag_sums, pair_counts
@@ -343,6 +344,11 @@ class TwoFields:
         return {**state, "u": state["u"] + displacement}
 
 
+def common(normals):
+    """Normals of pairs that share them."""
+    return lambda step: torch.cat([normals(step)] * 2)
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (5,), ()])
 def test_paired_runs_of_a_linear_system_are_its_propagator(shape):
     system = TwoFields(shape)
@@ -362,7 +368,7 @@ def test_paired_runs_of_a_linear_system_are_its_propagator(shape):
     response, mean = paired_response(
         system,
         state,
-        normals=normals,
+        begin=lambda pair: TorchStepper(system, pair, common(normals)),
         displacement=moved_to(pixel, kicked),
         amplitude=0.25,
         observe=lambda x: [seen_from(x, kicked), x.flatten(1).mean(1)],
@@ -387,8 +393,12 @@ def test_members_that_blow_up_are_named():
     state["u"][1] = torch.inf
     kick = {"amplitude": 0.1, "displacement": torch.ones(3, 2, 4, dtype=torch.float64)}
     kick |= {"max_lag": 2, "observe": lambda x: [x]}
+
+    def begin(pair):
+        return TorchStepper(system, pair, lambda step: torch.zeros(6, 2, 4))
+
     with pytest.raises(UserError, match=r"members \[1\] are not finite 0 steps after a kick"):
-        paired_response(system, state, normals=lambda step: torch.zeros(3, 2, 4), **kick)
+        paired_response(system, state, begin=begin, **kick)
     with pytest.raises(ValueError, match=r"displacement of shape \(2, 2, 4\); needs finite"):
         kick["displacement"] = torch.ones(2, 2, 4, dtype=torch.float64)
-        paired_response(system, state, normals=lambda step: torch.zeros(3, 2, 4), **kick)
+        paired_response(system, state, begin=begin, **kick)

@@ -8,8 +8,9 @@ import torch
 
 from workflow.config import ScoreConfig
 from workflow.dynamics import build_system
+from workflow.dynamics.engines import fastest_engine, stepper
 from workflow.dynamics.grid import Grid
-from workflow.dynamics.noise import DIRECT, FORCING, NoiseStream
+from workflow.dynamics.noise import DIRECT, FORCING
 from workflow.responses.correlation import lag_sums, pair_counts
 from workflow.responses.direct import moved_to, paired_response, seen_from
 from workflow.responses.recalibration import recalibrate, stein_spectrum
@@ -18,6 +19,11 @@ from workflow.scores.neural import NeuralScore
 from workflow.scores.training import Trainer
 
 torch.set_num_threads(1)
+
+
+def begin(system, state, members, **name):
+    """The members on their way, by the fastest engine."""
+    return stepper(fastest_engine(system), system, state, members=members, **name)
 
 
 def pixel_response(system, state, kicked, **settings):
@@ -36,15 +42,13 @@ def pixel_response(system, state, kicked, **settings):
 
 def simulate(system, *, members, spinup, times, every):
     """Saved fields `(member, time, 1, y, x)`, spin-up and times in saves of `every` steps."""
-    noise = NoiseStream(11, range(members), stream=0, shape=system.noise_shape, dtype=torch.float32)
     generator = torch.Generator().manual_seed(3)
     state = system.initial(torch.randn(members, *system.initial_shape, generator=generator))
-    saved = []
-    with torch.inference_mode():
-        for step in range((spinup + times) * every):
-            state = system.step(state, noise.at(step))
-            if step >= spinup * every and (step + 1) % every == 0:
-                saved.append(system.observe(state))
+    way, saved = begin(system, state, range(members), seed=11, stream=FORCING), []
+    way.advance(0, spinup * every)
+    for first in range(spinup * every, (spinup + times) * every, every):
+        way.advance(first, every)
+        saved.append(way.observe())
     return torch.stack(saved, dim=1)
 
 
@@ -170,7 +174,7 @@ def stirred(system, *, members, seed):
     spectrum = (8.8 * k2**-0.875 * torch.exp(-k2 / 9.3**2)).where(k2 > 0, torch.zeros(()))
     white = torch.fft.rfft2(torch.randn(members, *system.shape, generator=generator))
     vorticity = torch.fft.irfft2(system.grid * spectrum.sqrt() * white.sgn(), s=system.shape)
-    return {**state, "vorticity": vorticity}
+    return {**state, "zeta_hat": torch.fft.rfft2(vorticity)}
 
 
 def navier_stokes_responses(*, members, spinup, rounds, seed=5):
@@ -179,33 +183,26 @@ def navier_stokes_responses(*, members, spinup, rounds, seed=5):
     A round is 2 t.u. of unperturbed data and one pair of perturbed runs for every member.
     """
     system = build_system({"kind": "navier_stokes"})
-    shape, dtype = system.noise_shape, torch.float32
-    noise = NoiseStream(seed, range(members), stream=FORCING, shape=shape, dtype=dtype)
     state, saved, pairs = stirred(system, members=members, seed=seed), [], []
-    with torch.inference_mode():
-        for step in range(spinup * 128):
-            state = system.step(state, noise.at(step))
-        for number in range(rounds):
-            first = (spinup + 2 * number) * 128
-            for step in range(first, first + 256):
-                state = system.step(state, noise.at(step))
-                if step % 4 == 3:
-                    saved.append(system.observe(state))
-            kicks = torch.Generator().manual_seed(number)
-            own = NoiseStream(
-                seed, range(members), stream=DIRECT + number, shape=shape, dtype=dtype
-            )
-            pairs.append(
-                pixel_response(
-                    system,
-                    state,
-                    torch.randint(1024, (members,), generator=kicks),
-                    normals=own.at,
-                    amplitude=1 / 64,
-                    max_lag=12,
-                    steps_per_lag=4,
-                )[:, :, 0]
-            )
+    way = begin(system, state, range(members), seed=seed, stream=FORCING)
+    way.advance(0, spinup * 128)
+    for number in range(rounds):
+        for first in range((spinup + 2 * number) * 128, (spinup + 2 * number + 2) * 128, 4):
+            way.advance(first, 4)
+            saved.append(way.observe())
+        kicks = torch.Generator().manual_seed(number)
+        name = {"seed": seed, "stream": DIRECT + number}
+        pairs.append(
+            pixel_response(
+                system,
+                way.state(),
+                torch.randint(1024, (members,), generator=kicks),
+                begin=lambda pair, name=name: begin(system, pair, [*range(members)] * 2, **name),
+                amplitude=1 / 64,
+                max_lag=12,
+                steps_per_lag=4,
+            )[:, :, 0]
+        )
     x = torch.stack(saved, dim=1)
     gaussian = response(x, SpectralGaussian.fit(x.flatten(0, 1)), max_lag=12)[1]
     direct = torch.stack(pairs).mean(0).double().numpy()

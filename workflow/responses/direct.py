@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from workflow.interfaces import State, System, UserError
+from workflow.interfaces import State, Stepper, System, UserError
 
 Observe = Callable[[Tensor], Sequence[Tensor]]
 """From fields `(member, field, *shape)` to arrays `(member, ...)`."""
@@ -29,7 +29,7 @@ def paired_response(
     system: System,
     state: State,
     *,
-    normals: Callable[[int], Tensor],
+    begin: Callable[[State], Stepper],
     displacement: Tensor,
     amplitude: float,
     observe: Observe,
@@ -46,7 +46,8 @@ def paired_response(
     Args:
         system: what is stepped; both signs are stepped together as one batch of 2 members.
         state: stationary states, each `(member, ...)`; not changed.
-        normals: standard normals `(member, *noise_shape)` of a step counted from the kick.
+        begin: puts a state of 2 members on its way, the second half with the noise of the first;
+            steps are counted from the kick.
         displacement: u `(member, field, *shape)`.
         amplitude: size a of the kick, units of the field over those of u.
         observe: the observables.
@@ -66,13 +67,12 @@ def paired_response(
         kick = amplitude * displacement
         up, down = system.displace(state, kick), system.displace(state, -kick)
         # One batch: half the calls, and concatenation clones what the two states share.
-        pair: State = {name: torch.cat([up[name], down[name]]) for name in up}
+        pair = begin({name: torch.cat([up[name], down[name]]) for name in up})
         lags: list[list[Tensor]] = []
         for lag in range(max_lag + 1):
-            for step in range((lag - 1) * steps_per_lag, lag * steps_per_lag) if lag else ():
-                noise = normals(step)
-                pair = system.step(pair, torch.cat([noise, noise]))
-            x = system.observe(pair)
+            if lag:
+                pair.advance((lag - 1) * steps_per_lag, steps_per_lag)
+            x = pair.observe()
             _check_finite(x, members, lag * steps_per_lag, amplitude)
             plus, minus = observe(x[:members]), observe(x[members:])
             lags.append([(a - b) / (2 * amplitude) for a, b in zip(plus, minus, strict=True)])

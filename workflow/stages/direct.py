@@ -15,8 +15,9 @@ from torch import Tensor
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
-from workflow.dynamics.noise import DIRECT, NoiseStream
-from workflow.interfaces import DTYPES, UserError
+from workflow.dynamics.engines import stepper
+from workflow.dynamics.noise import DIRECT
+from workflow.interfaces import State, Stepper, UserError
 from workflow.responses.channels import Channels
 from workflow.responses.direct import mean_everywhere, moved_to, paired_response, seen_from
 from workflow.responses.perturbations import Perturbation
@@ -149,18 +150,16 @@ def _kicked(
             name: torch.full((len(members), lags, *shape), torch.nan)
             for name, shape in zip(names, shapes, strict=True)
         }
-    noise = NoiseStream(
-        e.seed,
-        members,
-        stream=DIRECT + number,
-        shape=run.system.noise_shape,
-        dtype=DTYPES[e.ensemble.dtype],
-    )
+
+    def begin(pair: State) -> Stepper:
+        name: dict = {"seed": e.seed, "members": [*members, *members], "stream": DIRECT + number}
+        return stepper(e.ensemble.engine, run.system, pair, **name)
+
     try:
         responses = paired_response(
             run.system,
             state,
-            normals=noise.at,
+            begin=begin,
             displacement=u,
             amplitude=e.direct.amplitude,
             observe=observe,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 from workflow.interfaces import DTYPES
 from workflow.runs import Run
@@ -78,15 +79,21 @@ def _cost(run: Run) -> dict[str, float]:
 
 
 def _seconds_per_member_step(run: Run) -> float:
-    members = list(run.groups[0])
-    dtype = DTYPES[run.experiment.ensemble.dtype]
+    e, members = run.experiment, list(run.groups[0])
     torch.set_num_threads(1)
-    initial = NoiseStream(0, members, stream=INITIAL, shape=run.system.initial_shape, dtype=dtype)
-    noise = NoiseStream(0, members, stream=FORCING, shape=run.system.noise_shape, dtype=dtype)
-    with torch.inference_mode():
-        state = run.system.step(run.system.initial(initial.at(0)), noise.at(0))
-        started, steps = time.perf_counter(), 0
-        while time.perf_counter() - started < PILOT_SECONDS:
-            state = run.system.step(state, noise.at(steps))
-            steps += 1
-        return (time.perf_counter() - started) / steps / len(members)
+    shape, dtype = run.system.initial_shape, DTYPES[e.ensemble.dtype]
+    start = NoiseStream(e.seed, members, stream=INITIAL, shape=shape, dtype=dtype).at(0)
+    way = stepper(
+        e.ensemble.engine,
+        run.system,
+        run.system.initial(start),
+        seed=e.seed,
+        members=members,
+        stream=FORCING,
+    )
+    way.advance(0, 1)
+    started, steps = time.perf_counter(), 0
+    while time.perf_counter() - started < PILOT_SECONDS:
+        way.advance(steps, 1)
+        steps += 1
+    return (time.perf_counter() - started) / steps / len(members)

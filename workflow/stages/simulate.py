@@ -13,6 +13,7 @@ import torch
 from hpc.chains import Task, run_chains
 from hpc.ledger import Receipt
 from hpc.stores import consolidate
+from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 from workflow.interfaces import DTYPES, State, UserError
 from workflow.runs import Notify, Run, load_run
@@ -99,14 +100,16 @@ def _start(run: Run, group: int, segment: int) -> State:
 def _integrate(
     run: Run, members: range, segment: int, state: State
 ) -> tuple[State, list[torch.Tensor]]:
-    seed, dtype = run.experiment.seed, DTYPES[run.experiment.ensemble.dtype]
-    noise = NoiseStream(seed, members, stream=FORCING, shape=run.system.noise_shape, dtype=dtype)
-    snapshots = []
-    for step in _steps(run, segment):
-        state = run.system.step(state, noise.at(step))
-        if segment >= 0 and (step + 1 - run.spinup_steps) % run.steps_per_save == 0:
-            snapshots.append(run.system.observe(state))
-    return state, snapshots
+    e, steps, snapshots = run.experiment, _steps(run, segment), []
+    way = stepper(
+        e.ensemble.engine, run.system, state, seed=e.seed, members=members, stream=FORCING
+    )
+    if segment < 0:
+        way.advance(steps.start, len(steps))
+    for first in steps[:: run.steps_per_save] if segment >= 0 else ():
+        way.advance(first, run.steps_per_save)
+        snapshots.append(way.observe())
+    return way.state(), snapshots
 
 
 def _steps(run: Run, segment: int) -> range:
