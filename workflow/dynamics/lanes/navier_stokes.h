@@ -5,6 +5,8 @@
 // The state is the half-spectrum of the vorticity and the phases of the forced modes.
 #pragma once
 
+#include <complex>
+
 #include "grid.h"
 #include "normals.h"
 #include "runge_kutta.h"
@@ -23,7 +25,10 @@ template <class T> class NavierStokes {
                double mean_forcing)
       : grid_(n, n),
         modes_(grid_.columns * n),
-        truncation_(truncation),
+        dealiased_(truncation > 0),
+        count_(truncation ? truncation + 1 : grid_.columns),
+        low_(truncation ? truncation + 1 : n),
+        high_(truncation),
         phases_(phases),
         dt_(T(dt)),
         amplitude_(T(amplitude)),
@@ -41,6 +46,13 @@ template <class T> class NavierStokes {
     for (int i = 0; i < (truncation ? 2 : 5); ++i) fields_[i] = grid_.array();
     if (!truncation)
       for (std::vector<C<T>>& row : rows_) row.resize(n);
+    for (int kx = 0; kx < grid_.columns; ++kx)
+      for (int ky = kx < count_ ? low_ : 0; ky < (kx < count_ ? n - high_ : n); ++ky) {
+        const int m = kx * n + ky;
+        std::complex<double> z(linear[m].re * dt, linear[m].im * dt);
+        z = 1. + z * (1. + z / 2. * (1. + z / 3. * (1. + z / 4.)));
+        alone_.push_back({m, {T(z.real()), T(z.imag())}});
+      }
     first_of_column_.assign(grid_.columns + 1, 0);
     for (const Forced& f : forced_) ++first_of_column_[f.mode / n + 1];
     for (int kx = 0; kx < grid_.columns; ++kx) first_of_column_[kx + 1] += first_of_column_[kx];
@@ -61,6 +73,7 @@ template <class T> class NavierStokes {
       runge_kutta_.step(zeta, dt_, [this](int stage, const C<T>* v, auto out) {
         rate(v, forcing_[(stage + 1) / 2], out);
       });
+      for (const Alone& mode : alone_) zeta[mode.m] = mode.factor * zeta[mode.m];
       std::swap(forcing_[0], forcing_[2]);
     }
   }
@@ -78,20 +91,27 @@ template <class T> class NavierStokes {
     }
   }
 
+  // Of the modes that interact.
   template <class Out> void rate(const C<T>* zeta, const std::vector<C<T>>& forcing, Out out) {
     const int n = grid_.nx;
-    if (truncation_) dealiased(zeta); else skew(zeta);
-    for (int kx = 0; kx < grid_.columns; ++kx) {
-      if (truncation_) dealiased_term(kx); else skew_term(kx);
+    if (dealiased_) square(zeta); else skew(zeta);
+    for (int kx = 0; kx < count_; ++kx) {
+      if (dealiased_) curl_of_square(kx); else curl_of_skew(kx);
       for (int i = first_of_column_[kx]; i < first_of_column_[kx + 1]; ++i) {
         C<T>& here = column_[forced_[i].mode - kx * n];
         here = here + forcing[i];
       }
-      for (int ky = 0; ky < n; ++ky) {
+      each_row([&](int ky) {
         const int m = kx * n + ky;
         out(m, linear_[m] * zeta[m] + column_[ky]);
-      }
+      });
     }
+  }
+
+  // Wavenumbers ky of the modes that interact.
+  template <class F> void each_row(F f) const {
+    for (int ky = 0; ky < low_; ++ky) f(ky);
+    for (int ky = grid_.ny - high_; ky < grid_.ny; ++ky) f(ky);
   }
 
   // Dealiased: with u^2 - v^2 and uv on the grid, the curl of the divergence of the momentum flux
@@ -99,18 +119,18 @@ template <class T> class NavierStokes {
   // (Basdevant 1983). Both are the square of u + iv, which is how a row holds the two.
 
   // (u^2 - v^2)^ and (2 uv)^ of the truncated flow, into fields 0 and 1.
-  void dealiased(const C<T>* zeta) {
-    const int n = grid_.nx, count = truncation_ + 1, pitch = grid_.pitch;
+  void square(const C<T>* zeta) {
+    const int n = grid_.nx, count = count_, pitch = grid_.pitch;
     const T scale = T(1. / (double(n) * n));
     C<T>*u = fields_[0].data(), *v = fields_[1].data();
     for (int kx = 0; kx < count; ++kx) {
       C<T>*u_column = u + kx * pitch, *v_column = v + kx * pitch;
-      for (int ky = 0; ky < n; ++ky) {
-        C<T> ipsi{};
-        if (kept(ky)) ipsi = scale * inverse_[kx * n + ky] * times_i<1>(zeta[kx * n + ky]);
+      for (int ky = low_; ky < n - high_; ++ky) u_column[ky] = v_column[ky] = C<T>{};
+      each_row([&](int ky) {
+        C<T> ipsi = scale * inverse_[kx * n + ky] * times_i<1>(zeta[kx * n + ky]);
         u_column[ky] = -dy_[ky] * ipsi;
         v_column[ky] = dx_[kx] * ipsi;
-      }
+      });
     }
     grid_.template transform_columns<1>(u, count);
     grid_.template transform_columns<1>(v, count);
@@ -127,18 +147,14 @@ template <class T> class NavierStokes {
     grid_.template transform_columns<-1>(v, count);
   }
 
-  void dealiased_term(int kx) {
+  void curl_of_square(int kx) {
     const C<T>*square = &fields_[0][kx * grid_.pitch], *product = &fields_[1][kx * grid_.pitch];
     const T x = dx_[kx];
-    for (int ky = 0; ky < grid_.ny; ++ky) {
+    each_row([&](int ky) {
       const T y = dy_[ky];
-      column_[ky] = C<T>{};
-      if (kx <= truncation_ && kept(ky))
-        column_[ky] = (x * x - y * y) / 4 * product[ky] - x * y / 2 * square[ky];
-    }
+      column_[ky] = (x * x - y * y) / 4 * product[ky] - x * y / 2 * square[ky];
+    });
   }
-
-  bool kept(int ky) const { return ky <= truncation_ || ky >= grid_.ny - truncation_; }
 
   // Skew form, all modes, not dealiased: -(u . grad zeta + div (u zeta)) / 2.
 
@@ -178,7 +194,7 @@ template <class T> class NavierStokes {
     for (int i : {0, 1, 4}) grid_.template transform_columns<-1>(fields_[i].data(), count);
   }
 
-  void skew_term(int kx) {
+  void curl_of_skew(int kx) {
     const int w = kx * grid_.pitch;
     for (int ky = 0; ky < grid_.ny; ++ky) {
       C<T> flux = dx_[kx] * fields_[0][w + ky] + dy_[ky] * fields_[1][w + ky];
@@ -187,12 +203,21 @@ template <class T> class NavierStokes {
   }
 
   Grid<T> grid_;
-  const int modes_, truncation_, phases_;
+  const int modes_;
+  const bool dealiased_;
+  const int count_, low_, high_;  // columns, and rows at either end, of the modes that interact
+  const int phases_;
   const T dt_, amplitude_, mean_forcing_;
   std::vector<Shared<T>> linear_;
   std::vector<T> inverse_, dx_, dy_;
   std::vector<Forced> forced_;  // column by column
   std::vector<int> first_of_column_;
+  // The other modes only decay: their Runge-Kutta step is a factor.
+  struct Alone {
+    int m;
+    Shared<T> factor;
+  };
+  std::vector<Alone> alone_;
   std::vector<V<T>> normals_;
   std::vector<C<T>> waves_, column_, forcing_[3], fields_[5], rows_[3];
   RungeKutta<T> runge_kutta_;
