@@ -1,0 +1,294 @@
+"""Stepping ensembles of 2-D fields: the lanes against torch, other solvers and the limits.
+
+    pip install -e ".[peers]"
+    OMP_NUM_THREADS=1 python benchmarks/ensembles.py     # writes results/ensembles.{md,json}
+
+Microseconds of CPU time of one thread per member and step, medians over rounds in which every
+engine runs once, so that a busy machine slows all of them. Solvers of others take their own step
+of the same cost, with 4 or 5 evaluations of the dealiased nonlinear term and no forcing; ours are
+forced. `--wall 2` measures two groups of members on two threads against one on one, in wall time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from workflow.dynamics import build_system, engines
+from workflow.dynamics.engines import stepper
+from workflow.dynamics.integrators import runge_kutta_4
+from workflow.dynamics.lanes.library import BUILDS, Library, built, library
+from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
+
+RESULTS = Path(__file__).parent / "results"
+SYSTEMS = {
+    "Navier-Stokes, dealiased": {"kind": "navier_stokes", "scheme": "dealiased"},
+    "Navier-Stokes, paper": {"kind": "navier_stokes"},
+    "Allen-Cahn, exact": {"kind": "allen_cahn"},
+    "Allen-Cahn, paper": {"kind": "allen_cahn", "scheme": "paper"},
+}
+ROUNDS, SLOT = 5, 0.08
+"""Rounds, and CPU seconds that an engine runs in each."""
+
+Steps = Callable[[int], object]
+"""Takes that many steps of all members."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Median cost of one engine."""
+
+    system: str
+    dtype: str
+    grid: int
+    members: int
+    engine: str
+    us: float
+    least: float
+
+
+def ours(specification: dict, grid: int, members: int, dtype: torch.dtype) -> Iterator:
+    """Our engines, in every build of the kernels that runs here."""
+    system = build_system({**specification, "grid": grid})
+    shape, group = system.initial_shape, range(members)
+    normals = NoiseStream(1, group, stream=INITIAL, shape=shape, dtype=dtype).at(0)
+    name = {"seed": 1, "members": group, "stream": FORCING}
+    widest = library()
+    for build in BUILDS[BUILDS.index(widest.name) :] if widest else ():
+        kernels = Library(build, built(build))
+        engines.library = lambda kernels=kernels: kernels
+        way = stepper("lanes", system, system.initial(normals), **name)
+        yield f"lanes, {build}", lambda steps, way=way: way.advance(0, steps)
+        if build == widest.name:
+            yield "limit: transforms alone", transforms(kernels, specification, grid, group, dtype)
+            yield "limit: normals alone", normals_alone(kernels, system, group, dtype)
+    engines.library = library
+    if members * grid**2 <= 64 * 64**2:
+        way = stepper("torch", system, system.initial(normals), **name)
+        yield "torch", lambda steps: way.advance(0, steps)
+
+
+def transforms(
+    kernels: Library, specification: dict, grid: int, members: range, dtype: torch.dtype
+) -> Steps:
+    """The one-dimensional transforms of a step, of data that stay in the nearest cache."""
+    real = np.dtype(str(dtype).removeprefix("torch."))
+    paper = (
+        specification.get("scheme") == "paper" or specification == SYSTEMS["Navier-Stokes, paper"]
+    )
+    half = grid // 2 + 1
+    if specification["kind"] == "navier_stokes":
+        kept = half if paper else (grid - 1) // 3 + 1
+        # Fields there and back, each with its columns, and complex rows that hold two of them.
+        parts = {grid: 4 * (8 * kept + 8 * grid // 2 if paper else 4 * kept + 2 * grid)}
+    else:
+        fine = grid if paper else 2 * grid
+        columns = half if paper else grid // 2
+        parts = {fine: 4 * (2 * columns + fine)}
+        parts[grid] = parts.get(grid, 0) + (half + grid // 2 if paper else 2 * half + grid)
+    blocks = len(kernels.pack_members(members, real))
+    data = {n: kernels.empty((n, 2, kernels.lanes(real)), real) for n in parts}
+    for x in data.values():
+        x[:] = 0
+
+    def run(steps: int) -> None:
+        for n, count in parts.items():
+            kernels.call("transform", real, n, 1, data[n], data[n], count * steps * blocks)
+
+    return run
+
+
+def normals_alone(kernels: Library, system, members: range, dtype: torch.dtype) -> Steps:
+    """The normals of a step."""
+    real = np.dtype(str(dtype).removeprefix("torch."))
+    blocks = kernels.pack_members(members, real)
+    groups = -(-int(np.prod(system.noise_shape)) // 4)
+    out = kernels.empty((4 * groups, kernels.lanes(real)), real)
+
+    def run(steps: int) -> None:
+        for step in range(steps):
+            for block in blocks:
+                kernels.call("normals", real, 1, 0, block, step, 1, groups, out)
+
+    return run
+
+
+def peers(grid: int, members: int, dtype: torch.dtype) -> Iterator:
+    """Solvers of others for the same flow; those that are not installed are left out."""
+    try:
+        import exponax
+        import jax
+        import jax_cfd.base.grids as grids
+        import jax_cfd.spectral as spectral
+    except ImportError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return
+    import jax.numpy as jnp
+
+    dt, viscosity, side = 1 / 128, 1e-3, 2 * np.pi
+    white = np.random.default_rng(0).standard_normal((members, 1, grid, grid))
+    start = jnp.fft.rfft2(jnp.asarray(white, dtype=str(dtype).removeprefix("torch.")))
+
+    def many(step: Callable, state: object) -> Steps:
+        ten = jax.jit(lambda s: jax.lax.fori_loop(0, 10, lambda _, s: jax.vmap(step)(s), s))
+        return lambda steps: [jax.block_until_ready(ten(state)) for _ in range(-(-steps // 10))]
+
+    etdrk4 = exponax.stepper.NavierStokesVorticity(
+        2, side, grid, dt, diffusivity=viscosity, order=4
+    )
+    yield "exponax", many(etdrk4.step_fourier, start)
+    box = grids.Grid((grid, grid), domain=((0, side), (0, side)))
+    flow = spectral.equations.NavierStokes2D(viscosity, box, smooth=True)
+    step = spectral.time_stepping.crank_nicolson_rk4(flow, dt)
+    yield "jax-cfd", many(step, start[:, 0])
+
+
+def reference(grid: int, dtype: torch.dtype) -> Iterator:
+    """Allen-Cahn as the paper's code does it: one member at a time, noise by a dense factor."""
+    system = build_system({"kind": "allen_cahn", "scheme": "paper", "grid": grid})
+    x = torch.from_numpy(np.eye(grid**2).reshape(-1, 1, grid, grid))
+    covariance = system.noise_covariance(x, x).reshape(grid**2, grid**2).numpy()
+    real = np.dtype(str(dtype).removeprefix("torch."))
+    factor = np.linalg.cholesky(covariance * system.dt).astype(real)
+    state = np.zeros((1, 1, grid, grid), dtype=real)
+    generator = np.random.default_rng(0)
+
+    def run(steps: int) -> None:
+        nonlocal state
+        for _ in range(steps):
+            u = torch.from_numpy(state)
+            state = runge_kutta_4(system.drift, u, system.dt).numpy()
+            noise = factor @ generator.standard_normal(grid**2, dtype=real)
+            state = state + noise.reshape(state.shape)
+
+    yield "reference: one member, dense noise", run
+
+
+def measure(dtype: torch.dtype, grids: list[int], batches: list[int]) -> list[Row]:
+    """All engines on all problems."""
+    rows = []
+    for system, specification in SYSTEMS.items():
+        for grid in grids:
+            for members in batches:
+                ways = list(ours(specification, grid, members, dtype))
+                if system == "Navier-Stokes, dealiased":
+                    ways += peers(grid, members, dtype)
+                if system == "Allen-Cahn, paper" and grid == 32 and members == batches[-1]:
+                    ways += reference(grid, dtype)
+                rows += compare(system, dtype, grid, members, ways)
+    return rows
+
+
+def compare(system: str, dtype: torch.dtype, grid: int, members: int, ways: list) -> list[Row]:
+    """Rounds in which every engine runs once."""
+    counts, found = {}, {name: [] for name, _ in ways}
+    for name, run in ways:
+        run(1)  # compile
+        started, steps = time.process_time(), 10
+        run(steps)
+        each = max(1e-7, (time.process_time() - started) / steps)
+        counts[name] = max(10, 10 * round(SLOT / each / 10))
+    for _ in range(ROUNDS):
+        for name, run in ways:
+            started = time.process_time()
+            run(counts[name])
+            alone = 1 if name.startswith("reference") else members
+            found[name].append(1e6 * (time.process_time() - started) / counts[name] / alone)
+    text = str(dtype).removeprefix("torch.")
+    rows = [
+        Row(system, text, grid, members, name, statistics.median(us), min(us))
+        for name, us in found.items()
+    ]
+    for row in rows:
+        print(json.dumps(asdict(row)), flush=True)
+    return rows
+
+
+def wall(threads: int, *, members: int = 64, grid: int = 32, seconds: float = 2.0) -> None:
+    """Member-steps per second and thread, on one and on several threads at once."""
+    system = build_system({**SYSTEMS["Navier-Stokes, dealiased"], "grid": grid})
+    shape, group = system.initial_shape, range(members)
+    normals = NoiseStream(1, group, stream=INITIAL, shape=shape, dtype=torch.float32).at(0)
+
+    def work(done: list[int]) -> None:
+        name = {"seed": 1, "members": group, "stream": FORCING}
+        way = stepper("lanes", system, system.initial(normals), **name)
+        started = time.perf_counter()
+        while time.perf_counter() - started < seconds:
+            way.advance(0, 50)
+            done.append(50 * members)
+
+    rates = {1: [], threads: []}
+    for _ in range(3):
+        for count in rates:
+            done: list[list[int]] = [[] for _ in range(count)]
+            running = [threading.Thread(target=work, args=(one,)) for one in done]
+            for thread in running:
+                thread.start()
+            for thread in running:
+                thread.join()
+            rates[count].append(sum(map(sum, done)) / seconds)
+    one, several = (statistics.median(r) for r in rates.values())
+    print(f"{one:.3g} member-steps/s on 1 thread, {several:.3g} on {threads}: {several / one:.2f}")
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown: a line per problem, cost and how many times ours it is."""
+    lines = ["# Stepping ensembles", "", __doc__.split("\n\n", 1)[1].strip(), ""]
+    for system in SYSTEMS:
+        names = list(dict.fromkeys(r.engine for r in rows if r.system == system))
+        lines += [f"## {system}", "", "| grid | members | type | " + " | ".join(names) + " |"]
+        lines += ["|" + "---|" * (3 + len(names))]
+        for key in dict.fromkeys((r.grid, r.members, r.dtype) for r in rows if r.system == system):
+            cells = {
+                r.engine: r.us
+                for r in rows
+                if r.system == system and (r.grid, r.members, r.dtype) == key
+            }
+            best = next(iter(cells.values()))
+            shown = [f"{cells[n]:.3g} ({cells[n] / best:.2g})" if n in cells else "" for n in names]
+            lines.append(f"| {key[0]} | {key[1]} | {key[2]} | " + " | ".join(shown) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Both precisions, each in a process of its own: JAX has one for all."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--dtype", choices=["float32", "float64"])
+    parser.add_argument("--grids", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--members", type=int, nargs="+", default=[1, 16, 64])
+    parser.add_argument("--wall", type=int)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    if asked.wall:
+        wall(asked.wall)
+    elif asked.dtype:
+        measure(getattr(torch, asked.dtype), asked.grids, asked.members)
+    else:
+        found = []
+        for dtype in ("float32", "float64"):
+            os.environ["JAX_ENABLE_X64"] = str(int(dtype == "float64"))
+            os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
+            command = [sys.executable, __file__, "--dtype", dtype]
+            command += ["--grids", *map(str, asked.grids), "--members", *map(str, asked.members)]
+            lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+            found += [Row(**json.loads(line)) for line in lines.splitlines()]
+        (RESULTS / "ensembles.json").write_text(json.dumps([asdict(r) for r in found], indent=0))
+        (RESULTS / "ensembles.md").write_text(table(found))
+
+
+if __name__ == "__main__":
+    main()
