@@ -1,0 +1,78 @@
+"""The engine of a run, as its user meets it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import xarray as xr
+import yaml
+
+from workflow.config import parse_experiment
+from workflow.dynamics import engines
+from workflow.dynamics.lanes.library import library
+from workflow.interfaces import UserError
+from workflow.opening import open_experiment
+from workflow.runs import lay_down
+
+pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler made the kernels")
+
+TWO_ENGINES = {
+    "name": "engines",
+    "system": {"kind": "navier_stokes", "grid": 16, "scheme": "dealiased"},
+    "ensemble": {
+        "members": 4,
+        "group": 4,
+        "spinup": 0.5,
+        "length": 1.0,
+        "save_every": 0.25,
+        "chunk": "8KiB",  # two segments
+    },
+    "score": {"estimator": "gaussian"},
+    "response": {"estimators": ["gaussian"], "max_lag": 0.5},
+    "cluster": {"simulate": {"workers": 1}},
+}
+
+
+def simulate(folder, runs, *settings):
+    (folder / "engines.yaml").write_text(yaml.safe_dump(TWO_ENGINES))
+    options = [a for s in settings for a in ("--set", s)]
+    command = [sys.executable, "-m", "workflow.cli", "simulate", "engines.yaml", "--runs", runs]
+    return subprocess.run(
+        [*command, "-q", *options], cwd=folder, capture_output=True, text=True, timeout=240
+    )
+
+
+def reopened(folder, runs, **ensemble):
+    """The run as the command would open it."""
+    given = {**TWO_ENGINES, "ensemble": {**TWO_ENGINES["ensemble"], **ensemble}}
+    return open_experiment(parse_experiment(given), folder / runs, folder)
+
+
+def test_a_run_keeps_its_engine_and_engines_agree(tmp_path):
+    """`auto` is decided once and written down; nobody mixes engines by resuming elsewhere."""
+    found = {}
+    for engine, settings in (("torch", ["ensemble.engine=torch"]), ("lanes", [])):
+        done = simulate(tmp_path, engine, *settings)
+        assert done.returncode == 0, done.stderr
+        found[engine] = xr.open_zarr(tmp_path / engine / "engines" / "ensemble.zarr")
+        assert json.loads(found[engine].experiment)["ensemble"]["engine"] == engine
+        assert reopened(tmp_path, engine).experiment.ensemble.engine == engine
+    with pytest.raises(UserError, match="ensemble.engine: torch -> lanes"):
+        reopened(tmp_path, "torch", engine="lanes")
+    one, two = (data.vorticity.values for data in found.values())
+    assert one.shape == (4, 4, 16, 16)
+    np.testing.assert_allclose(one, two, rtol=0, atol=1e-4 * np.abs(one).max())
+
+
+def test_a_run_of_the_kernels_is_not_continued_without_them(tmp_path, monkeypatch):
+    """Whoever resumes it where there was no compiler learns what to install."""
+    run = reopened(tmp_path, "runs")
+    lay_down(run, command="test")
+    monkeypatch.setattr(engines, "library", lambda: None)
+    with pytest.raises(UserError, match="install a C\\+\\+ compiler") as caught:
+        reopened(tmp_path, "runs")
+    assert "\n" not in str(caught.value)
