@@ -7,7 +7,9 @@ export OMP_WAIT_POLICY := passive
 
 .PHONY: demo test test-all check clean
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+KERNELS := setup.py $(wildcard workflow/dynamics/lanes/*.h workflow/dynamics/lanes/*.cpp)
+
+$(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS)
 	@echo "setting up $(VENV) from constraints.txt"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt pip setuptools

@@ -1,7 +1,9 @@
 """Stepping ensembles of 2-D fields: the lanes against torch, other solvers and the limits.
 
     pip install -e ".[peers]"
-    OMP_NUM_THREADS=1 python benchmarks/ensembles.py     # writes results/ensembles.{md,json}
+    OMP_NUM_THREADS=1 python -P benchmarks/ensembles.py
+
+measures what results/ensembles.jsonl does not hold yet, and prints its tables.
 
 Microseconds of CPU time of one thread per member and step, medians over rounds in which every
 engine runs once, so that a busy machine slows all of them. Solvers of others take their own step
@@ -32,15 +34,19 @@ from workflow.dynamics.integrators import runge_kutta_4
 from workflow.dynamics.lanes.library import BUILDS, Library, built, library
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 
-RESULTS = Path(__file__).parent / "results"
+KEPT = Path(__file__).parent / "results" / "ensembles.jsonl"
+GRIDS, MEMBERS = (32, 64, 128), (16, 64, 1)
 SYSTEMS = {
     "Navier-Stokes, dealiased": {"kind": "navier_stokes", "scheme": "dealiased"},
     "Navier-Stokes, paper": {"kind": "navier_stokes"},
     "Allen-Cahn, exact": {"kind": "allen_cahn"},
     "Allen-Cahn, paper": {"kind": "allen_cahn", "scheme": "paper"},
 }
-ROUNDS, SLOT = 5, 0.08
+ROUNDS, SLOT = 5, 0.04
 """Rounds, and CPU seconds that an engine runs in each."""
+
+FEW = 4
+"""Steps that are always taken together."""
 
 Steps = Callable[[int], object]
 """Takes that many steps of all members."""
@@ -57,6 +63,12 @@ class Row:
     engine: str
     us: float
     least: float
+
+
+def kept() -> list[Row]:
+    """What has been measured so far."""
+    lines = KEPT.read_text().splitlines() if KEPT.is_file() else []
+    return [Row(**json.loads(line)) for line in lines]
 
 
 def ours(specification: dict, grid: int, members: int, dtype: torch.dtype) -> Iterator:
@@ -142,8 +154,8 @@ def peers(grid: int, members: int, dtype: torch.dtype) -> Iterator:
     start = jnp.fft.rfft2(jnp.asarray(white, dtype=str(dtype).removeprefix("torch.")))
 
     def many(step: Callable, state: object) -> Steps:
-        ten = jax.jit(lambda s: jax.lax.fori_loop(0, 10, lambda _, s: jax.vmap(step)(s), s))
-        return lambda steps: [jax.block_until_ready(ten(state)) for _ in range(-(-steps // 10))]
+        few = jax.jit(lambda s: jax.lax.fori_loop(0, FEW, lambda _, s: jax.vmap(step)(s), s))
+        return lambda steps: [jax.block_until_ready(few(state)) for _ in range(-(-steps // FEW))]
 
     etdrk4 = exponax.stepper.NavierStokesVorticity(
         2, side, grid, dt, diffusivity=viscosity, order=4
@@ -176,30 +188,32 @@ def reference(grid: int, dtype: torch.dtype) -> Iterator:
     yield "reference: one member, dense noise", run
 
 
-def measure(dtype: torch.dtype, grids: list[int], batches: list[int]) -> list[Row]:
-    """All engines on all problems."""
-    rows = []
-    for system, specification in SYSTEMS.items():
-        for grid in grids:
-            for members in batches:
+def measure(dtype: torch.dtype) -> None:
+    """All engines on all problems that have not been measured."""
+    text = str(dtype).removeprefix("torch.")
+    done = {(r.system, r.grid, r.members) for r in kept() if r.dtype == text}
+    for members in MEMBERS:
+        for grid in GRIDS:
+            for system, specification in SYSTEMS.items():
+                if (system, grid, members) in done:
+                    continue
                 ways = list(ours(specification, grid, members, dtype))
                 if system == "Navier-Stokes, dealiased":
                     ways += peers(grid, members, dtype)
-                if system == "Allen-Cahn, paper" and grid == 32 and members == batches[-1]:
+                if system == "Allen-Cahn, paper" and grid == 32 and members > 1:
                     ways += reference(grid, dtype)
-                rows += compare(system, dtype, grid, members, ways)
-    return rows
+                compare(system, dtype, grid, members, ways)
 
 
-def compare(system: str, dtype: torch.dtype, grid: int, members: int, ways: list) -> list[Row]:
-    """Rounds in which every engine runs once."""
+def compare(system: str, dtype: torch.dtype, grid: int, members: int, ways: list) -> None:
+    """Rounds in which every engine runs once; what they cost is kept at once."""
     counts, found = {}, {name: [] for name, _ in ways}
     for name, run in ways:
-        run(1)  # compile
-        started, steps = time.process_time(), 10
-        run(steps)
-        each = max(1e-7, (time.process_time() - started) / steps)
-        counts[name] = max(10, 10 * round(SLOT / each / 10))
+        run(FEW)  # compile
+        started = time.process_time()
+        run(FEW)
+        each = max(1e-7, (time.process_time() - started) / FEW)
+        counts[name] = FEW * max(1, round(SLOT / each / FEW))
     for _ in range(ROUNDS):
         for name, run in ways:
             started = time.process_time()
@@ -211,9 +225,8 @@ def compare(system: str, dtype: torch.dtype, grid: int, members: int, ways: list
         Row(system, text, grid, members, name, statistics.median(us), min(us))
         for name, us in found.items()
     ]
-    for row in rows:
-        print(json.dumps(asdict(row)), flush=True)
-    return rows
+    with KEPT.open("a") as file:
+        file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
 
 
 def wall(threads: int, *, members: int = 64, grid: int = 32, seconds: float = 2.0) -> None:
@@ -246,12 +259,12 @@ def wall(threads: int, *, members: int = 64, grid: int = 32, seconds: float = 2.
 
 def table(rows: list[Row]) -> str:
     """Markdown: a line per problem, cost and how many times ours it is."""
-    lines = ["# Stepping ensembles", "", __doc__.split("\n\n", 1)[1].strip(), ""]
+    lines = []
     for system in SYSTEMS:
         names = list(dict.fromkeys(r.engine for r in rows if r.system == system))
-        lines += [f"## {system}", "", "| grid | members | type | " + " | ".join(names) + " |"]
+        lines += [f"### {system}", "", "| grid | members | type | " + " | ".join(names) + " |"]
         lines += ["|" + "---|" * (3 + len(names))]
-        for key in dict.fromkeys((r.grid, r.members, r.dtype) for r in rows if r.system == system):
+        for key in sorted({(r.grid, r.members, r.dtype) for r in rows if r.system == system}):
             cells = {
                 r.engine: r.us
                 for r in rows
@@ -268,26 +281,19 @@ def main() -> None:
     """Both precisions, each in a process of its own: JAX has one for all."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--dtype", choices=["float32", "float64"])
-    parser.add_argument("--grids", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--members", type=int, nargs="+", default=[1, 16, 64])
     parser.add_argument("--wall", type=int)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     if asked.wall:
         wall(asked.wall)
     elif asked.dtype:
-        measure(getattr(torch, asked.dtype), asked.grids, asked.members)
+        measure(getattr(torch, asked.dtype))
     else:
-        found = []
         for dtype in ("float32", "float64"):
             os.environ["JAX_ENABLE_X64"] = str(int(dtype == "float64"))
             os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false"
-            command = [sys.executable, __file__, "--dtype", dtype]
-            command += ["--grids", *map(str, asked.grids), "--members", *map(str, asked.members)]
-            lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-            found += [Row(**json.loads(line)) for line in lines.splitlines()]
-        (RESULTS / "ensembles.json").write_text(json.dumps([asdict(r) for r in found], indent=0))
-        (RESULTS / "ensembles.md").write_text(table(found))
+            subprocess.run([sys.executable, "-P", __file__, "--dtype", dtype], check=True)
+        print(table(kept()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Why the kernels are C++: one transform across lanes, in C++ and in numba.
 
-    pip install numba
+    pip install -e ".[peers]"
     OMP_NUM_THREADS=1 python -P benchmarks/lane_transforms.py  # -P: numba looks for coverage
 
 Stockham passes with members innermost; nanoseconds of CPU time per member and complex transform,
