@@ -175,6 +175,9 @@ def status(
     lines = [f"{found['name']} in {found['folder']}"]
     for stage, one in found["stages"].items():
         lines.append(f"  {stage:10} {one['done']:>8} of {one['blocks']}")
+    if found["quarantined"]:
+        members = ", ".join(map(str, found["quarantined"]))
+        lines.append(f"  left out   member {members}, which became non-finite")
     lines.append(f"  report     {found['report'] or 'not yet'}")
     if verbose:
         lines += [f"  {stage:10} {s:>8} s" for stage, s in found["wall_seconds"].items()]

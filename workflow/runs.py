@@ -20,13 +20,10 @@ import yaml
 from hpc.files import atomic_write_bytes, atomic_write_json, file_crc
 from hpc.ledger import Ledger
 from workflow import __version__
-from workflow.config import (
-    Experiment,
-    digest,
-    parse_experiment,
-)
+from workflow.config import Experiment, digest, parse_experiment
 from workflow.dynamics import build_system
 from workflow.interfaces import SPACE, Part, Saved, System, UserError
+from workflow.quarantine import quarantined
 from workflow.recorded import saved_of
 
 Notify = Callable[[str, int, int], None]
@@ -97,6 +94,11 @@ class Run:
     def ledger(self, stage: str) -> Ledger:
         """Receipts of a stage's blocks."""
         return Ledger(self.folder / "ledger" / stage, self.folder)
+
+    @property
+    def quarantined(self) -> dict[int, int]:
+        """Members left out because they became non-finite, and the saved time of the first loss."""
+        return quarantined(self.ledger("simulate"))
 
     @property
     def space(self) -> tuple[str, ...]:
@@ -262,6 +264,7 @@ class Run:
         e = self.experiment.model_dump(mode="json")
         whole = {name: e["ensemble"].pop(name) for name in ("members", "length")}
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
+        content += [lost] if (lost := sorted(self.quarantined)) else []
         response = e["response"]
         response["perturbations"] += _pattern_files(response["perturbations"])
         del response["checks"]  # they look at the products, and are one themselves

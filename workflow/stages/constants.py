@@ -26,6 +26,7 @@ from workflow.responses.sums import Constants
 from workflow.runs import Notify, Run, load_run
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.data import (
+    kept,
     load_estimator,
     load_sample,
     read_ensemble,
@@ -113,7 +114,7 @@ def stein_block(folder: str, name: str, group: int) -> Receipt:
         mean = mean.mean(tuple(range(1, mean.ndim)), keepdim=True)
     for segment in range(run.segments):
         times = run.segment_times(segment)
-        inside = run.training.within(members, times)
+        inside = kept(run, run.training, members, times)
         if inside is None:
             continue
         x = torch.from_numpy(read_ensemble(run, members, times))[inside].flatten(0, 1)

@@ -16,7 +16,8 @@ from hpc.errors import CorruptBlock, MachineError
 from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Receipt
 from hpc.stores import read_block
-from workflow.interfaces import Part, ScoreEstimator
+from workflow.interfaces import Part, ScoreEstimator, UserError
+from workflow.quarantine import rows_of
 from workflow.responses.channels import Channels
 from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import build_perturbations
@@ -36,13 +37,31 @@ def load_snapshots(run: Run, part: Part) -> Tensor:
 
     Raises:
         CorruptBlock: a block is missing or damaged.
+        UserError: no member of the part is left.
     """
     blocks = []
     for group in run.groups:
-        inside = part.within(group, range(run.times))
+        inside = kept(run, part, group, range(run.times))
         if inside is not None:
             blocks.append(read_ensemble(run, group, range(run.times))[inside])
+    if not blocks:
+        raise UserError(
+            f"all of members {part.members.start} to {part.members.stop - 1} became non-finite; "
+            "raise score.split.test or ensemble.members"
+        )
     return torch.from_numpy(np.concatenate(blocks)).flatten(0, 1)
+
+
+def kept(
+    run: Run, part: Part, members: range, times: range
+) -> tuple[list[int] | slice, slice] | None:
+    """Where a part lies in a block, as `Part.within`, without the members that are left out."""
+    inside = part.within(members, times)
+    out = rows_of(members, run.quarantined)
+    if inside is None or not out:
+        return inside
+    rows = [row for row in range(*inside[0].indices(len(members))) if row not in out]
+    return (rows, inside[1]) if rows else None
 
 
 def load_sample(run: Run) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -50,7 +69,8 @@ def load_sample(run: Run) -> tuple[Tensor, list[tuple[int, int]]]:
 
     The training part, so that a longer run has the same sample.
     """
-    members, times = run.training.members, run.training.times
+    lost, times = run.quarantined, run.training.times
+    members = [member for member in run.training.members if member not in lost]
     count = min(SAMPLE, len(members) * len(times))
     at = np.linspace(0, len(times) - 1, count).round().astype(int)
     places = [(members[i % len(members)], times[int(t)]) for i, t in enumerate(at)]

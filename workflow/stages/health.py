@@ -8,6 +8,7 @@ from typing import Any
 
 from hpc.checks import check_machine
 from hpc.ledger import Problem
+from workflow.quarantine import quarantined
 from workflow.runs import Run, cores, versions, wall_times
 from workflow.stages.pipeline import LEDGERS, expected_blocks
 
@@ -27,6 +28,7 @@ def status(run: Run) -> dict[str, Any]:
         "name": run.experiment.name,
         "folder": str(run.folder),
         "stages": stages,
+        "quarantined": sorted({*run.quarantined, *quarantined(run.ledger("direct"))}),
         "wall_seconds": wall_times(run),
         "report": str(page) if page.is_file() else None,
     }
