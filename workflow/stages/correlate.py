@@ -5,7 +5,6 @@ The sums of a block depend on the block alone, so a longer run only adds blocks.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -48,8 +47,8 @@ def correlate(run: Run, client: Callable[[], distributed.Client], notify: Notify
         _lay_out(run, channels)
     except LayoutError:
         # Sums of a run that has changed shape; nothing in them cannot be made again.
-        shutil.rmtree(run.correlations)
-        shutil.rmtree(run.ledger(STAGE).folder, ignore_errors=True)
+        run.discard(run.correlations)
+        run.discard(run.ledger(STAGE).folder)
         _lay_out(run, channels)
     run_blocks(run, client, stage=STAGE, function=correlate_block, blocks=blocks, notify=notify)
     consolidate(run.correlations)

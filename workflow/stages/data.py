@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -144,13 +145,13 @@ def load_whitening(run: Run) -> Gaussian:
     Raises:
         MachineError: not trained yet, or damaged.
     """
-    content = _load_checked(run, "whitening", "score/whitening.pt")
+    content = load_checked(run, "train", "whitening", "score/whitening.pt")
     return gaussian_from(content, run.saved.shape)
 
 
 def load_statistics(run: Run) -> Statistics:
     """Means, moments and ranges of the training part; errors as `load_whitening`."""
-    return Statistics(**_load_checked(run, "statistics", "score/statistics.pt"))
+    return Statistics(**load_checked(run, "train", "statistics", "score/statistics.pt"))
 
 
 def load_estimator(run: Run, name: str) -> ScoreEstimator:
@@ -171,7 +172,7 @@ def _load_estimator(folder: str, name: str, _stamp: int) -> ScoreEstimator:
     if name == "gaussian":
         return whitening
     block = run.trained_block(name)
-    content = _load_checked(run, block, f"score/{block}.pt")
+    content = load_checked(run, "train", block, f"score/{block}.pt")
     if name == "kgmm":
         return KGMM.from_state(content)
     model = WhitenedScore(whitening, run.experiment.score)
@@ -190,11 +191,31 @@ def load_channels(run: Run) -> Channels:
     )
 
 
-def _load_checked(run: Run, block: str, path: str) -> dict:
-    ledger = run.ledger("train")
+def load_checked(run: Run, stage: str, block: str, path: str) -> dict[str, Any]:
+    """Tensors of a file, if it is what its receipt says; no code in it is executed.
+
+    Raises:
+        MachineError: it has not been made.
+        CorruptBlock: it is damaged.
+    """
+    ledger = run.ledger(stage)
     if block not in ledger.done():
-        raise MachineError(f"{run.folder} has no {path} yet; run: gfdt train")
-    if ledger.load(block).files.get(path) != file_crc(run.folder / path):
-        raise CorruptBlock(f"{run.folder / path} is damaged")
-    content: dict = torch.load(run.folder / path, weights_only=True)
+        command = "train" if stage == "train" else "respond"
+        raise MachineError(f"{run.folder} has no {path} yet; run: gfdt {command}")
+    whole, receipt = run.folder / path, ledger.load(block)
+    if not whole.is_file() or receipt.files.get(path) != file_crc(whole):
+        raise CorruptBlock(f"block {block} is damaged: {whole}")
+    content: dict[str, Any] = load_tensors(whole)
     return content
+
+
+def load_tensors(path: Path) -> Any:
+    """Tensors of a file; what else may be in it is refused, and never executed.
+
+    Raises:
+        CorruptBlock: something else is in it.
+    """
+    try:
+        return torch.load(path, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CorruptBlock(f"{path} holds something else than tensors") from error

@@ -7,7 +7,6 @@ sums of one slab, 8 bytes x lags x numbers^2, and a window of the data.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -133,7 +132,7 @@ def complete_sums(
 
 def _forget_all(run: Run) -> None:
     for folder in (run.ledger(STAGE).folder, sums_of(run), matrix_of(run)):
-        shutil.rmtree(folder, ignore_errors=True)
+        run.discard(folder)
 
 
 def lags_together(run: Run, asked: Asked) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def respond(run: Run, notify: Notify) -> None:
         notify("error bars", len(observables), len(observables))
         return
     ledger.drop("response")
-    shutil.rmtree(run.response, ignore_errors=True)
+    run.discard(run.response)
     sources, weights = load_sources(run, channels)
     bars = error_bars(run)
     found = {}

@@ -20,7 +20,7 @@ from hpc.ledger import Receipt
 from workflow.quarantine import rows_of
 from workflow.runs import Run, load_run
 from workflow.stages.blocks import facts_since
-from workflow.stages.data import load_whitening, read_ensemble
+from workflow.stages.data import load_tensors, load_whitening, read_ensemble
 
 STAGE = "checks"
 
@@ -143,7 +143,7 @@ def load_part(run: Run, block: str) -> dict[str, Tensor]:
 
 @lru_cache(maxsize=2)
 def _load(path: str, _stamp: int) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(path, weights_only=True)
+    content: dict[str, Any] = load_tensors(Path(path))
     return content
 
 
