@@ -95,11 +95,9 @@ def create_store(
 
 
 def _check(path: Path, variables: Sequence[Variable], coordinates: Sequence[Coordinate]) -> None:
-    for name in (one.name for one in (*variables, *coordinates)):
+    for name in [*(v.name for v in variables), *(c.name for c in coordinates)]:
         if "/" in name or name.startswith("."):
-            raise LayoutError(
-                f"'{name}' of {path.name}: a name in a store has no / and no leading ."
-            )
+            raise LayoutError(f"'{name}' of {path.name}: a name has no / and no leading dot")
     lengths = {c.name: np.shape(c.values) for c in coordinates}
     for v in variables:
         if not len(v.dims) == len(v.shape) == len(v.chunks) or min((*v.shape, *v.chunks, 1)) < 1:
