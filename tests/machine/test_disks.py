@@ -151,7 +151,14 @@ def test_on_a_slow_disk_a_reader_sees_the_block_or_none(tmp_path, monkeypatch):
 RUN = {
     "name": "small",
     "system": {"kind": "allen_cahn", "grid": 32},
-    "ensemble": {"members": 4, "group": 2, "spinup": 0.5, "length": 16.0, "save_every": 0.5},
+    "ensemble": {
+        "members": 4,
+        "group": 2,
+        "spinup": 0.5,
+        "length": 16.0,
+        "save_every": 0.5,
+        "chunk": "256KiB",  # one segment
+    },
     "score": {"estimator": "gaussian"},
     "response": {"estimators": ["gaussian"], "max_lag": 2.0},
     "cluster": {"simulate": {"workers": 1}},
