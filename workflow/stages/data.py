@@ -204,7 +204,7 @@ def load_checked(run: Run, stage: str, block: str, path: str) -> dict[str, Any]:
         raise MachineError(f"{run.folder} has no {path} yet; run: gfdt {command}")
     whole, receipt = run.folder / path, ledger.load(block)
     if not whole.is_file() or receipt.files.get(path) != file_crc(whole):
-        raise CorruptBlock(f"block {block} is damaged: {whole}")
+        raise CorruptBlock(f"{whole} is damaged")
     content: dict[str, Any] = load_tensors(whole)
     return content
 

@@ -52,6 +52,14 @@ def seal(run: Run) -> None:
             ledger.record(Receipt(store.name, files))
 
 
+def forget_absent(run: Run) -> None:
+    """Forget the frames of stores that are gone: what was in them is missed by its own blocks."""
+    ledger = run.ledger(STAGE)
+    gone = [s for s in ledger.done() if s.endswith(".zarr") and not (run.folder / s).exists()]
+    if gone:
+        ledger.drop(*gone)
+
+
 def mend(run: Run, store: str) -> None:
     """Remove a damaged frame, so that its stage lays it down anew around the chunks."""
     if store in WHOLE:

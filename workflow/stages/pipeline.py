@@ -20,7 +20,7 @@ from workflow.stages.diagnose import blocks_of, diagnose
 from workflow.stages.direct import direct
 from workflow.stages.evaluate import evaluate
 from workflow.stages.frames import STAGE as FRAMES
-from workflow.stages.frames import lay_down, seal
+from workflow.stages.frames import forget_absent, lay_down, seal
 from workflow.stages.ingest import ingest
 from workflow.stages.report import report
 from workflow.stages.respond import respond
@@ -169,6 +169,7 @@ def refuse_missing_files(run: Run) -> None:
     Raises:
         CorruptBlock: names the first one.
     """
+    forget_absent(run)
     found = [p for stage in LEDGERS for p in run.ledger(stage).problems(deep=stage == FRAMES)]
     if found:
         first = found[0]
