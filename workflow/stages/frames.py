@@ -15,6 +15,7 @@ import yaml
 from hpc.files import atomic_write_bytes, atomic_write_json, file_crc
 from hpc.layout import frame_of
 from hpc.ledger import Ledger, Problem, Receipt
+from hpc.stores import is_consolidated
 from workflow.runs import Run, versions
 
 STAGE = "frames"
@@ -47,7 +48,9 @@ def seal(run: Run) -> None:
     ledger = run.ledger(STAGE)
     done = ledger.done()
     for store in sorted(run.folder.glob("*.zarr")):
-        if store.name not in done and (store / "zarr.json").is_file():
+        if store.name in done or not (store / "zarr.json").is_file():
+            continue
+        if is_consolidated(store):  # else a later stage still changes it
             files = {str(one.relative_to(run.folder)): file_crc(one) for one in frame_of(store)}
             ledger.record(Receipt(store.name, files))
 
