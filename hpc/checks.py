@@ -12,9 +12,9 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from hpc.choice import probe_mpi
 from hpc.errors import MachineError
 from hpc.files import PARTIAL, atomic_write_bytes
-from hpc.launch import probe_mpi
 from hpc.lock import run_lock
 
 SPACE = 256 * 2**20
