@@ -61,7 +61,7 @@ class TrainConfig(Strict):
     learning_rate: float = Field(2e-3, gt=0)
     ema: float = Field(0.995, ge=0, lt=1)
     save_every: int = Field(500, ge=1)
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network alone")
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
