@@ -14,13 +14,20 @@ from hpc.comm import Comm
 class FlatGradients:
     """All gradients, and the loss, as one flat array that is averaged over the ranks.
 
+    A wish to stop travels with them: all ranks learn of it in the same step.
+
     Args:
         comm: the ranks.
+
+    Attributes:
+        asked: whether this rank was asked to stop; may be set at any time.
+        stopping: whether any rank had been when the last mean was made.
     """
 
     def __init__(self, comm: Comm) -> None:
         self._comm = comm
         self.rank, self.size = comm.rank, comm.size
+        self.asked = self.stopping = False
         self._parameters: list[nn.Parameter] = []
 
     def attach(self, parameters: Sequence[nn.Parameter]) -> None:
@@ -34,9 +41,11 @@ class FlatGradients:
     def mean(self, loss: Tensor) -> Tensor:
         """Make every gradient its mean over the ranks; returns the mean of the losses."""
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
-        flat = torch.cat([*[g.flatten() for g in gradients], loss[None]]).cpu()
+        asked = loss.new_tensor([float(self.asked)])
+        flat = torch.cat([*[g.flatten() for g in gradients], loss[None], asked]).cpu()
         self._comm.allreduce_mean(flat)
-        parts = flat[:-1].split([p.numel() for p in self._parameters])
+        self.stopping = bool(flat[-1] > 0)
+        parts = flat[:-2].split([p.numel() for p in self._parameters])
         for parameter, part in zip(self._parameters, parts, strict=True):
             parameter.grad = part.reshape(parameter.shape).to(parameter.device)
-        return flat[-1].to(loss.device)
+        return flat[-2].to(loss.device)

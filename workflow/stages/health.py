@@ -18,10 +18,9 @@ def status(run: Run) -> dict[str, Any]:
         stage: {"done": len(run.ledger(stage).done()), "blocks": blocks}
         for stage, blocks in expected_blocks(run).items()
     }
-    steps = [int(b[5:]) for b in run.ledger("train").done() if b.startswith("step-")]
     if run.experiment.score.estimator == "neural":
         total = run.experiment.score.train.steps
-        stages["train"] = {"done": max(steps, default=0), "blocks": total}
+        stages["train"] = {"done": run.trained_steps, "blocks": total}
     page = run.folder / "report" / "index.html"
     return {
         "name": run.experiment.name,

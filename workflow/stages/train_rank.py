@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,8 +26,8 @@ from workflow.scores.devices import compute_device
 from workflow.scores.training import Batch, Trainer, batch_loss, make_batch
 from workflow.stages.data import load_snapshots, load_whitening
 
-WATCHDOG_SECONDS = 600.0
-"""A step that takes longer means that a peer is gone."""
+STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+"""What a batch system sends before it takes the nodes away."""
 
 KEEP = 3
 """Checkpoints kept."""
@@ -35,30 +37,38 @@ LOG_EVERY = 10
 
 
 def main() -> int:
-    """Train from the newest valid checkpoint to the last step; returns the exit code."""
-    torch.set_num_threads(1)
+    """Train from the newest valid checkpoint to the last step; returns the exit code.
+
+    Asked to stop by a signal, all ranks stop after the same step, rank 0 saves it, and the code is
+    0 as well: what is missing is seen in the ledger.
+    """
     try:
         run = load_run(sys.argv[1], Path("."))
+        torch.set_num_threads(run.experiment.cluster.train.threads)
         expected = run.experiment.score.train.ranks
         asked = int(os.environ.get(RANKS_VARIABLE, "1"))
         comm: Comm = SerialComm() if expected == asked == 1 else MpiComm()
         require_world_size(comm, expected)
-        train_rank(run, comm)
+        # A peer may be gone, or a file system stuck, at any time from here on.
+        with Watchdog(run.experiment.faults.watchdog) as watchdog:
+            train_rank(run, comm, watchdog)
     except (MachineError, UserError) as error:
         print(f"gfdt: {error}", flush=True)
         return error.exit_code
     return 0
 
 
-def train_rank(run: Run, comm: Comm) -> None:
+def train_rank(run: Run, comm: Comm, watchdog: Watchdog) -> None:
     """The training loop of one rank; rank 0 writes checkpoints and the log."""
     config = run.experiment.score.train
+    gradients = FlatGradients(comm)
+    _listen(gradients)
     trainer = Trainer(
         load_snapshots(run, run.training),
         load_whitening(run),
         config=run.experiment.score,
         seed=run.experiment.seed,
-        gradients=FlatGradients(comm),
+        gradients=gradients,
         device=compute_device(comm.rank),
     )
     resume(run, trainer)
@@ -67,20 +77,33 @@ def train_rank(run: Run, comm: Comm) -> None:
         _cut_log(run, trainer.step)
     comm.barrier()
     started = time.perf_counter()
-    with Watchdog(WATCHDOG_SECONDS) as watchdog:
-        while trainer.step < config.steps:
-            loss = trainer.advance().loss
-            watchdog.beat()
-            last = trainer.step == config.steps
-            save = last or trainer.step % config.save_every == 0
-            if comm.rank == 0 and (save or trainer.step % LOG_EVERY == 0):
-                line: dict[str, Any] = {"step": trainer.step, "loss": round(loss, 6)}
-                if test is not None and save:
-                    line["test_loss"] = round(_test_loss(trainer, test), 6)
-                _log(run, line, seconds=time.perf_counter() - started)
-            if comm.rank == 0 and save:
-                save_checkpoint(run, trainer)
+    while trainer.step < config.steps and not gradients.stopping:
+        loss = trainer.advance().loss
+        watchdog.beat()
+        save = trainer.step == config.steps or trainer.step % config.save_every == 0
+        if comm.rank == 0 and (save or trainer.step % LOG_EVERY == 0):
+            line: dict[str, Any] = {"step": trainer.step, "loss": round(loss, 6)}
+            if test is not None and save:
+                line["test_loss"] = round(_test_loss(trainer, test), 6)
+            _log(run, line, seconds=time.perf_counter() - started)
+        if comm.rank == 0 and (save or gradients.stopping):
+            save_checkpoint(run, trainer)
+    if gradients.stopping and comm.rank == 0:
+        print(f"asked to stop: saved at step {trainer.step}", flush=True)
     comm.barrier()
+
+
+def _listen(gradients: FlatGradients) -> None:
+    """Turn a signal into a wish that all ranks hear of after the next step.
+
+    Nothing is saved in a handler: it may have interrupted the optimizer.
+    """
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        gradients.asked = True
+
+    for number in STOPPING:
+        signal.signal(number, ask)
 
 
 def resume(run: Run, trainer: Trainer) -> None:
