@@ -8,25 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc import jobs, slurm
+from hpc.batch import ENDED
 from hpc.errors import LaunchError, MachineError
 from hpc.files import atomic_write_bytes
 from hpc.lock import run_lock
 from workflow.runs import Run, lay_down
-from workflow.stages.jobs import PlannedJob
-
-ENDED = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
-)
-"""States of jobs that will not run any more."""
+from workflow.stages.planned_job import PlannedJob
 
 
 def submit(run: Run, planned: Sequence[PlannedJob], *, command: str) -> list[str]:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from hpc.choice import choose_launcher
-from hpc.errors import Paused
+from hpc.errors import LaunchError, Paused
 from hpc.launch import launch_ranks
 from hpc.launchers import Layout, allocated_tasks
 from hpc.lock import run_lock
@@ -56,7 +56,8 @@ def train_here(run: Run, notify: Notify) -> None:
 
 def _learn(run: Run, notify: Notify, notice: Notice) -> None:
     steps = run.experiment.score.train.steps
-    notify("train", min(steps, run.trained_steps), steps)
+    before = run.trained_steps
+    notify("train", min(steps, before), steps)
     if not run.is_trained:
         launch = _launch(run, notify, notice)
         keep_trying(
@@ -67,6 +68,11 @@ def _learn(run: Run, notify: Notify, notice: Notice) -> None:
             tell=LOGGER.warning,
         )
         if not run.is_trained:
+            if notice.given and run.trained_steps == before:
+                raise LaunchError(
+                    "the job ends before its first step of training; "
+                    "use a longer cluster.train.walltime or a shorter cluster.train.signal_lead"
+                )
             raise Paused(
                 f"training was asked to stop at step {run.trained_steps} of {steps}; it is saved, "
                 "the same command continues"

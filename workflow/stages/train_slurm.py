@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import sys
 import time
 from pathlib import Path
 
@@ -13,15 +11,8 @@ from hpc import jobs, slurm
 from hpc.batch import Ended, active, follow
 from hpc.errors import CONFIGURATION, LaunchError, MachineError
 from hpc.files import atomic_write_bytes
-from hpc.scripts import JobSpec, render
 from workflow.runs import Notify, Run
-from workflow.sites import SLURM
-
-ROLE = "train"
-"""Of the job, in its name and in `jobs.jsonl`."""
-
-REQUEUES = 10_000
-"""Returns to the queue; only a job that got further makes one."""
+from workflow.stages.planned_job import followed_train_job
 
 LOGGER = logging.getLogger("workflow.train")
 
@@ -34,7 +25,7 @@ def train_as_job(run: Run, notify: Notify) -> None:
         MachineError: the job ended before training did; the same command submits another.
     """
     steps = run.experiment.score.train.steps
-    name = jobs.job_name(run.folder, ROLE)
+    name = jobs.job_name(run.folder, "train")
     job = active(name)
     if job is not None and not run.is_current("train"):
         slurm.cancel([job.id])
@@ -45,7 +36,7 @@ def train_as_job(run: Run, notify: Notify) -> None:
     if job is None and run.is_trained:
         notify("train", steps, steps)
         return
-    job_id = _submit(run, name) if job is None else job.id
+    job_id = _submit(run) if job is None else job.id
     tail = _Tail(run.folder / "logs" / "train.log")
 
     def finished() -> bool:
@@ -60,36 +51,13 @@ def train_as_job(run: Run, notify: Notify) -> None:
     notify("train", steps, steps)
 
 
-def job_spec(run: Run, name: str) -> JobSpec:
-    """What the job asks for and does."""
-    machine, train = run.experiment.cluster.train, run.experiment.score.train
-    folder = run.folder.resolve()
-    return JobSpec(
-        name=name,
-        log=folder / "logs" / "train-%j.log",
-        command=[sys.executable, "-m", "workflow.stages.train_job", str(folder)],
-        directory=Path.cwd(),
-        tasks=train.ranks,
-        tasks_per_node=machine.ranks_per_node,
-        cores=machine.threads,
-        memory=None if machine.memory is None else -(-machine.memory // train.ranks),
-        walltime=machine.walltime,
-        queue=machine.queue,
-        account=machine.account,
-        extra=machine.extra,
-        prologue=machine.prologue,
-        lead=round(machine.signal_lead),
-        requeues=REQUEUES if machine.requeue else 0,
-    )
-
-
-def _submit(run: Run, name: str) -> str:
-    script = render(SLURM / "train.sbatch", job_spec(run, name))
-    path = run.folder.resolve() / "jobs" / "train.sbatch"
-    (run.folder / "logs").mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, script.encode())
+def _submit(run: Run) -> str:
+    planned = followed_train_job(run)
+    path = run.folder.absolute() / "jobs" / "train.sbatch"
+    planned.spec.log.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, planned.script.encode())
     job_id = slurm.submit(path)
-    jobs.record(run.folder, job_id, ROLE)
+    jobs.record(run.folder, job_id, planned.role)
     return job_id
 
 
