@@ -23,7 +23,7 @@ from workflow.stages.ingest import ingest
 from workflow.stages.report import report
 from workflow.stages.respond import respond
 from workflow.stages.simulate import simulate
-from workflow.stages.train import train
+from workflow.stages.train import check_launch, train
 
 STAGES = ("simulate", "train", "evaluate", "respond", "report")
 """In order; each needs the ones before it."""
@@ -47,6 +47,8 @@ def run_stages(run: Run, stages: tuple[str, ...], *, command: str, notify: Notif
         collect_orphans(run.folder)
         run = load_run(run.folder, run.folder.parent)
         refuse_missing_files(run)
+        if "train" in stages:
+            check_launch(run)
         with Pools(run) as pools:
             for stage in stages:
                 require(run, stage)
