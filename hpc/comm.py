@@ -54,6 +54,10 @@ class Comm(Protocol):
         """Return when every rank has called."""
         ...
 
+    def duplicates(self, count: int) -> tuple[Any, ...]:
+        """MPI communicators of the same ranks, whose messages do not meet any others."""
+        ...
+
 
 class SerialComm:
     """One rank, no MPI."""
@@ -75,6 +79,10 @@ class SerialComm:
 
     def barrier(self) -> None:
         """Nothing to wait for."""
+
+    def duplicates(self, count: int) -> tuple[Any, ...]:
+        """None without MPI."""
+        return ()
 
 
 class MpiComm:
@@ -116,6 +124,10 @@ class MpiComm:
     def barrier(self) -> None:
         """Wait for all ranks."""
         self._world.Barrier()
+
+    def duplicates(self, count: int) -> tuple[Any, ...]:
+        """MPI communicators of the same ranks, whose messages do not meet any others."""
+        return tuple(self._world.Dup() for _ in range(count))
 
     def _reduce(self, flat: torch.Tensor, divisor: int) -> None:
         _check(flat)
