@@ -92,11 +92,14 @@ class MpiComm:
     each rank adds up its own slice of all ranks' arrays, then the slices are gathered. They repeat
     bit for bit, and another number of ranks changes them by rounding only.
 
+    Args:
+        world: an MPI communicator; default all ranks.
+
     Raises:
         LaunchError: there is no working MPI.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, world: Any = None) -> None:
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:  # a missing libmpi is a RuntimeError
@@ -105,7 +108,7 @@ class MpiComm:
                 f"no working MPI: {line}; install the extra `gfdt-workflow[mpich]`, "
                 "load the MPI module of the cluster, or train with score.train.ranks=1"
             ) from error
-        self._world = MPI.COMM_WORLD
+        self._world = MPI.COMM_WORLD if world is None else world
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
 

@@ -106,7 +106,8 @@ class Best:
     waited: int = 0
 
     def offer(self, step: int, loss: float, parameters: Mapping[str, Tensor]) -> None:
-        """Take these if their loss is lower."""
+        """Take these if their loss is lower, or if they are the first."""
+        loss = math.inf if math.isnan(loss) else loss
         if loss < self.loss or not self.parameters:
             copies = {name: value.detach().cpu().clone() for name, value in parameters.items()}
             self.step, self.loss, self.parameters, self.waited = step, loss, copies, 0

@@ -21,7 +21,8 @@ from workflow.scores.validation import Best, Validation, validation_sums
 from workflow.stages.data import read_ensemble, read_places
 
 HELD_OUT = 512
-"""Pairs of validation: snapshots spread evenly over what was held out."""
+"""Pairs of validation; their snapshots are spread evenly over what was held out, and come more
+than once where there are fewer."""
 
 VALIDATION = 2**40
 """Number of the step whose noise validation uses: beyond all steps of training."""
@@ -116,14 +117,12 @@ def _rounded(value: float) -> float | None:
 def _test_batch(run: Run, comm: Comm, trainer: Trainer) -> Batch:
     """This rank's share of the snapshots of validation, with noise that is always the same."""
     members, times = run.held_out.members, run.held_out.times
-    pairs = min(HELD_OUT, len(members) * len(times))
+    pairs = max(HELD_OUT, comm.size)  # a rank without any would have to be told apart
     chosen = np.linspace(0, len(members) * len(times) - 1, pairs).round().astype(int).tolist()
     mine = slice(comm.rank * pairs // comm.size, (comm.rank + 1) * pairs // comm.size)
     places = [(members[i // len(times)], times[i % len(times)]) for i in chosen[mine]]
     shape = (len(run.saved.fields), *run.saved.shape)
-    x = torch.empty(0, *shape)
-    if places:
-        x = read_places(run, places, partial(read_ensemble, run))
+    x = read_places(run, places, partial(read_ensemble, run))
     seed = run.experiment.seed
     drawn = draw(seed, VALIDATION, pairs=pairs, share=range(pairs), shape=shape)
     numbers = (torch.from_numpy(v[mine]) for v in (drawn.rolls, drawn.level, drawn.z))
