@@ -21,7 +21,8 @@ def status(run: Run) -> dict[str, Any]:
         for stage, blocks in expected_blocks(run).items()
     }
     if run.experiment.score.estimator == "neural":
-        total = run.experiment.score.train.steps
+        # Training may have stopped early.
+        total = run.trained_steps if run.is_trained else run.experiment.score.train.steps
         stages["train"] = {"done": run.trained_steps, "blocks": total}
     page = run.folder / "report" / "index.html"
     return {

@@ -141,7 +141,8 @@ def _fit(run: Run) -> None:
     missing -= run.ledger("train").done()
     if not missing:
         return
-    snapshots = load_snapshots(run, run.training)
+    memory = run.experiment.score.train.memory
+    snapshots = load_snapshots(run, run.training, at_most=memory)
     homogeneous = run.saved.homogeneous
     if "whitening" in missing:
         whitening = fit_gaussian(snapshots, homogeneous=homogeneous)
