@@ -6,6 +6,7 @@ Every fault ends with the checkpoint and the log of an undisturbed training, bit
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import os
 import random
@@ -37,7 +38,7 @@ EXPERIMENT = {
     },
     "score": {
         "network": {"channels": 8},
-        "train": {"steps": 300, "save_every": 25, "ranks": 2, "global_batch": 16},
+        "train": {"save_every": 25, "ranks": 2, "global_batch": 16},
     },
     "response": {"max_lag": 4.0, "estimators": ["neural", "gaussian"]},
     "cluster": {"simulate": {"workers": 1}, "train": {"max_restarts": 100}},
@@ -52,12 +53,15 @@ class Bench:
     """A folder with a simulated run, and the same run trained without a fault."""
 
     folder: Path
+    steps: int
 
     @classmethod
-    def prepared(cls, folder: Path) -> Bench:
-        """Simulate, and train undisturbed."""
-        bench = cls(folder)
-        (folder / "faulty.yaml").write_text(yaml.safe_dump(EXPERIMENT))
+    def prepared(cls, folder: Path, *, steps: int = 300) -> Bench:
+        """Simulate, and train undisturbed for so many steps."""
+        bench = cls(folder, steps)
+        experiment = copy.deepcopy(EXPERIMENT)
+        experiment["score"]["train"]["steps"] = steps
+        (folder / "faulty.yaml").write_text(yaml.safe_dump(experiment))
         bench.gfdt("simulate", "source")
         bench.gfdt("train", bench.copy("reference").parent.name)
         return bench
@@ -98,14 +102,17 @@ class Bench:
     def same(self, run: Path) -> bool:
         """Whether a run has the log and the last checkpoint of the undisturbed one, bit for bit."""
         reference = self.folder / "reference" / "faulty"
-        one, other = (path / "score" / "log.jsonl" for path in (run, reference))
-        return one.read_bytes() == other.read_bytes() and _equal(last(run), last(reference))
+        return _log(run) == _log(reference) and _equal(self.last(run), self.last(reference))
+
+    def last(self, run: Path) -> dict[str, Any]:
+        """The last checkpoint of a run."""
+        return torch.load(run / "score" / f"step-{self.steps:08d}.pt", weights_only=True)
 
 
-def last(run: Path) -> dict[str, Any]:
-    """The last checkpoint of a run."""
-    steps = EXPERIMENT["score"]["train"]["steps"]
-    return torch.load(run / "score" / f"step-{steps:08d}.pt", weights_only=True)
+def _log(run: Path) -> list[dict[str, Any]]:
+    """Lines of the training log, without what the clock says."""
+    lines = map(json.loads, (run / "score" / "log.jsonl").read_text().splitlines())
+    return [{k: v for k, v in line.items() if k != "samples_per_s"} for line in lines]
 
 
 def _equal(one: Any, other: Any) -> bool:
@@ -244,7 +251,8 @@ def other_ranks(bench: Bench, name: str = "F13") -> float:
         said = driver.communicate(timeout=PATIENCE)[1]
         assert driver.returncode == 75 and "it is saved" in said, (driver.returncode, said)
     bench.gfdt("train", name, "score.train.ranks=1")
-    one, other = last(run)["model"], last(bench.folder / "reference" / "faulty")["model"]
+    one = bench.last(run)["model"]
+    other = bench.last(bench.folder / "reference" / "faulty")["model"]
     return max(float((one[k] - other[k]).abs().max()) for k in one)
 
 
@@ -279,7 +287,7 @@ def preempted(bench: Bench, name: str = "F12") -> Preempted:
     Seconds from the submission of the other job to the checkpoint, and from then to new steps.
     """
     run = bench.copy(name)
-    settings = ["cluster.train.kind=slurm", "cluster.train.queue=low", "score.train.steps=300"]
+    settings = ["cluster.train.kind=slurm", "cluster.train.queue=low"]
     driver = bench.start("train", name, *settings)
     try:
         wait_for(lambda: len(steps(run)) > 3)
