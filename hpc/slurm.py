@@ -133,6 +133,16 @@ def cancel(ids: Sequence[str], *, signal: str | None = None, patience: float = P
     ask([*command, *ids], patience=patience)
 
 
+def release(ids: Sequence[str]) -> None:
+    """Let held jobs begin.
+
+    Raises:
+        LaunchError, MachineError: as `submit`.
+    """
+    if ids:
+        ask(["scontrol", "release", ",".join(ids)])
+
+
 def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
     """What a Slurm command prints; asked again while Slurm is busy.
 
@@ -144,7 +154,12 @@ def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
     while True:
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=TIMEOUT, stdin=subprocess.DEVNULL
+                command,
+                capture_output=True,
+                text=True,
+                timeout=TIMEOUT,
+                stdin=subprocess.DEVNULL,
+                env=_environment(),
             )
             said = " ".join(done.stderr.split())
             if done.returncode == 0:
@@ -164,3 +179,15 @@ def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
         # Spread out: a busy Slurm is not helped by everybody asking at once.
         time.sleep(pause * random.uniform(0.5, 1.5))
         pause = min(2 * pause, 30.0)
+
+
+def _environment() -> dict[str, str]:
+    """That of this process, without the size of the job it may be in.
+
+    A job inherits the variables of whoever submits it, and `srun` in it would take the size of the
+    other job for its own.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return dict(os.environ)
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS")
+    return {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k in kept}

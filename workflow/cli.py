@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
+from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
 from workflow.cli_matrix import matrix
 from workflow.interfaces import UserError
@@ -137,6 +138,8 @@ for _name, _help in STAGES.items():
     app.command(_name, help=_help)(_make(_name))
 app.command("forecast")(forecast)
 app.command("matrix")(matrix)
+app.command("submit")(submit)
+app.command("cancel")(cancel)
 
 
 @app.command()

@@ -209,11 +209,11 @@ _FREE = ("cluster", "faults", "report", "response", "direct")
 _GROWING = ("ensemble.length", "ensemble.members")
 
 
-def load_experiment(source: str, settings: Sequence[str] = ()) -> Experiment:
-    """The experiment of a file, or of a shipped name, with `a.b=c` settings on top.
+def read_experiment(source: str) -> dict[str, Any]:
+    """Content of an experiment file, or of a shipped name, as written.
 
     Raises:
-        UserError: no such experiment, not YAML, or a key or value that is not allowed.
+        UserError: no such experiment, or not YAML.
     """
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
@@ -231,9 +231,7 @@ def load_experiment(source: str, settings: Sequence[str] = ()) -> Experiment:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no experiment; needed keys such as name and system")
-    for setting in settings:
-        apply_setting(content, setting)
-    return parse_experiment(content)
+    return content
 
 
 def parse_experiment(content: Mapping[str, Any]) -> Experiment:

@@ -382,8 +382,12 @@ def versions() -> dict[str, str]:
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use; in a Slurm job those that it was given."""
+    bound = hasattr(os, "sched_getaffinity")
+    found = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
+    # Many sites bind no process to its cores.
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(found, int(given)) if given.isdigit() else found
 
 
 def wall_times(run: Run) -> dict[str, float]:
