@@ -85,7 +85,7 @@ def submit(script: Path, options: Sequence[str] = (), *, patience: float = PATIE
     return match[1]
 
 
-def jobs(ids: Iterable[str] | None = None) -> list[Job]:
+def jobs(ids: Iterable[str] | None = None, *, patience: float = PATIENCE) -> list[Job]:
     """Jobs of this user in the queue, or those of `ids` that Slurm still knows.
 
     Raises:
@@ -97,7 +97,7 @@ def jobs(ids: Iterable[str] | None = None) -> list[Job]:
         # Not by --jobs: one that Slurm has forgotten would fail the whole question.
         command.append("--states=all")
     found = []
-    for line in ask(command).splitlines():
+    for line in ask(command, patience=patience).splitlines():
         number, _, rest = line.partition("|")
         name, state, reason, left = rest.rsplit("|", 3)
         found.append(Job(number, name, state, reason, left))
@@ -107,14 +107,30 @@ def jobs(ids: Iterable[str] | None = None) -> list[Job]:
     return [job for job in found if job.id in wanted]
 
 
-def cancel(ids: Sequence[str], *, signal: str | None = None) -> None:
+def duration(text: str) -> float | None:
+    """Seconds of a duration as Slurm writes and reads it: a plain number is minutes.
+
+    None for words such as UNLIMITED.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    if match is None:
+        return None
+    days, *given = match.groups()
+    parts = [int(part) for part in given if part is not None]
+    if days is None and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def cancel(ids: Sequence[str], *, signal: str | None = None, patience: float = PATIENCE) -> None:
     """Cancel jobs, or send them a signal; ids that Slurm has forgotten are no error."""
     if not ids:
         return
     command = ["scancel", "--quiet"]
     if signal is not None:
         command += ["--full", f"--signal={signal}"]
-    ask([*command, *ids])
+    ask([*command, *ids], patience=patience)
 
 
 def release(ids: Sequence[str]) -> None:

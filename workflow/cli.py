@@ -14,6 +14,7 @@ from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
 from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
 from workflow.cli_matrix import matrix
+from workflow.cli_scale import scale
 from workflow.interfaces import UserError
 from workflow.options import (
     HERE,
@@ -143,6 +144,7 @@ app.command("forecast")(forecast)
 app.command("matrix")(matrix)
 app.command("submit")(submit)
 app.command("cancel")(cancel)
+app.command("scale")(scale)
 
 
 @app.command()
