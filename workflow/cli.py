@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
+from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
 from workflow.cli_matrix import matrix
+from workflow.cli_scale import scale
 from workflow.interfaces import UserError
 from workflow.options import (
     HERE,
@@ -57,6 +60,8 @@ def _go(
     from workflow.stages.pipeline import STAGES as ALL
     from workflow.stages.pipeline import run_stages
 
+    if quiet or as_json:
+        logging.getLogger("workflow").setLevel(logging.ERROR)
     with Progress(quiet=quiet or as_json, verbose=verbose) as progress:
         try:
             run_stages(run, stages or ALL, command=" ".join(sys.argv), notify=progress)
@@ -137,6 +142,9 @@ for _name, _help in STAGES.items():
     app.command(_name, help=_help)(_make(_name))
 app.command("forecast")(forecast)
 app.command("matrix")(matrix)
+app.command("submit")(submit)
+app.command("cancel")(cancel)
+app.command("scale")(scale)
 
 
 @app.command()
@@ -233,12 +241,22 @@ def repair(
 
 @app.command()
 def doctor(
-    runs: Runs = HERE, as_json: Json = False, verbose: Verbose = 0, quiet: Quiet = False
+    mpi: Annotated[bool, typer.Option("--mpi", help="MPI alone")] = False,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Slurm alone, with a test job of two minutes at most")
+    ] = False,
+    runs: Runs = HERE,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
-    """Versions, a real MPI test, and the filesystem of the runs folder."""
+    """Versions, a real MPI test, the filesystem of the runs folder, and Slurm if there is any.
+
+    Example: gfdt doctor --mpi --slurm
+    """
     from workflow.stages.health import examine
 
-    found = examine(runs)
+    found = examine(runs, mpi=mpi, slurm=slurm)
     lines = [f"  {package:14} {version}" for package, version in found["versions"].items()]
     lines.append(f"  {'cores':14} {found['cores']}")
     if verbose:

@@ -197,11 +197,20 @@ class Run:
         wanted = {self.experiment.score.estimator, *self.experiment.response.estimators}
         return [name for name in ("neural", "kgmm") if name in wanted]
 
+    @property
+    def trained_steps(self) -> int:
+        """Steps of the newest checkpoint of the learned score; 0 without one."""
+        done = self.ledger("train").done()
+        return max((int(b.removeprefix("step-")) for b in done if b.startswith("step-")), default=0)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the learned score is finished; it may have stopped early."""
+        return self.trained_block("neural") in self.ledger("train").done()
+
     def trained_block(self, name: str) -> str:
         """Receipt, and file in `score/`, of an estimator's final state."""
-        if name == "neural":
-            return f"step-{self.experiment.score.train.steps:08d}"
-        return "kgmm" if name == "kgmm" else "whitening"
+        return name if name in ("neural", "kgmm") else "whitening"
 
     @property
     def lags(self) -> int:
@@ -264,6 +273,7 @@ class Run:
         """
         e = self.experiment.model_dump(mode="json")
         whole = {name: e["ensemble"].pop(name) for name in ("members", "length")}
+        del e["score"]["train"]["ranks"]  # changes the last bits at most
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
         content += [lost] if (lost := sorted(self.quarantined)) else []
         response = e["response"]
@@ -287,13 +297,20 @@ class Run:
 
     def renew(self, stage: str, *products: Path) -> None:
         """Remove a stage's products and receipts if they belong to another state of the run."""
-        mark = self.folder / "ledger" / f"{stage}.key"
-        key = self.key(stage)
-        if mark.is_file() and mark.read_text() == key:
+        if self.is_current(stage):
             return
+        mark = self._mark(stage)
         for path in (mark, self.folder / "ledger" / stage, *products):
             self.discard(path)
-        atomic_write_bytes(mark, key.encode())
+        atomic_write_bytes(mark, self.key(stage).encode())
+
+    def is_current(self, stage: str) -> bool:
+        """Whether a stage's products, as far as there are any, belong to the run as it is."""
+        mark = self._mark(stage)
+        return mark.is_file() and mark.read_text() == self.key(stage)
+
+    def _mark(self, stage: str) -> Path:
+        return self.folder / "ledger" / f"{stage}.key"
 
     def discard(self, path: Path) -> None:
         """Remove a product, first from the record of what must be there."""
@@ -305,7 +322,7 @@ class Run:
 
     def _science(self) -> dict[str, Any]:
         """The experiment without the keys that cannot change a number."""
-        free: Any = {"cluster": True, "report": True, "response": {"checks"}}
+        free: Any = {"cluster": True, "faults": True, "report": True, "response": {"checks"}}
         return self.experiment.model_dump(mode="json", exclude=free)
 
     def attributes(self, title: str) -> dict[str, Any]:
@@ -386,8 +403,12 @@ def versions() -> dict[str, str]:
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use; in a Slurm job those that it was given."""
+    bound = hasattr(os, "sched_getaffinity")
+    found = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
+    # Many sites bind no process to its cores.
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(found, int(given)) if given.isdigit() else found
 
 
 def wall_times(run: Run) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -33,24 +34,42 @@ SAMPLE = 512
 """Snapshots from which the constants are taken that channels are centred by."""
 
 
-def load_snapshots(run: Run, part: Part) -> Tensor:
-    """All saved snapshots of a part of the run, `(member * time, field, *shape)`, member-major.
+def load_snapshots(run: Run, part: Part, *, at_most: int | None = None) -> Tensor:
+    """Saved snapshots of a part of the run, `(member * time, field, *shape)`, member-major.
+
+    Args:
+        run: the run.
+        part: members and times.
+        at_most: bytes; of larger parts every second, third, ... time is taken.
 
     Raises:
         CorruptBlock: a block is missing or damaged.
         UserError: no member of the part is left.
     """
-    blocks = []
+    every = 1 if at_most is None else max(1, math.ceil(part_bytes(run, part) / max(1, at_most)))
+    groups = []
     for group in run.groups:
-        inside = kept(run, part, group, range(run.times))
-        if inside is not None:
-            blocks.append(read_ensemble(run, group, range(run.times))[inside])
-    if not blocks:
+        blocks = []
+        for segment in range(run.segments):
+            times = run.segment_times(segment)
+            inside = kept(run, part, group, times)
+            if inside is not None:
+                first = -(times.start + inside[1].start - part.times.start) % every
+                blocks.append(read_ensemble(run, group, times)[inside][:, first::every])
+        if blocks:
+            groups.append(np.concatenate(blocks, axis=1).reshape(-1, *blocks[0].shape[2:]))
+    if not groups:
         raise UserError(
             f"all of members {part.members.start} to {part.members.stop - 1} became non-finite; "
             "raise score.split.test or ensemble.members"
         )
-    return torch.from_numpy(np.concatenate(blocks)).flatten(0, 1)
+    return torch.from_numpy(np.concatenate(groups))
+
+
+def part_bytes(run: Run, part: Part) -> int:
+    """Size of the snapshots of a part of the run."""
+    number = np.dtype(run.experiment.ensemble.dtype).itemsize
+    return len(part.members) * len(part.times) * run.saved.numbers * number
 
 
 def kept(
@@ -216,6 +235,6 @@ def load_tensors(path: Path) -> Any:
         CorruptBlock: something else is in it.
     """
     try:
-        return torch.load(path, weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise CorruptBlock(f"{path} holds something else than tensors") from error

@@ -7,7 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hpc.checks import check_machine
+from hpc.check_mpi import check_mpi
+from hpc.check_slurm import check_jobs, check_slurm
+from hpc.checks import check_machine, existing
 from hpc.errors import CorruptBlock
 from hpc.files import atomic_write_json
 from hpc.ledger import Ledger, Problem, Receipt
@@ -24,10 +26,10 @@ def status(run: Run) -> dict[str, Any]:
         stage: {"done": len(run.ledger(stage).done()), "blocks": blocks}
         for stage, blocks in expected_blocks(run).items()
     }
-    steps = [int(b[5:]) for b in run.ledger("train").done() if b.startswith("step-")]
     if run.experiment.score.estimator == "neural":
-        total = run.experiment.score.train.steps
-        stages["train"] = {"done": max(steps, default=0), "blocks": total}
+        # Training may have stopped early.
+        total = run.trained_steps if run.is_trained else run.experiment.score.train.steps
+        stages["train"] = {"done": run.trained_steps, "blocks": total}
     page = run.folder / "report" / "index.html"
     return {
         "name": run.experiment.name,
@@ -93,9 +95,23 @@ def _checkpoint(ledger: Ledger, block: str) -> Receipt | None:
         return None
 
 
-def examine(runs: Path) -> dict[str, Any]:
-    """Versions, cores, and whether MPI and the file system of the runs do what they must."""
-    checks = check_machine(runs, distribution="gfdt-workflow")
+def examine(runs: Path, *, mpi: bool = False, slurm: bool = False) -> dict[str, Any]:
+    """Versions, cores, and whether this machine does what it must.
+
+    Args:
+        runs: where run folders live.
+        mpi: look at MPI alone.
+        slurm: look at Slurm alone, or beside MPI, and have a small job try things.
+    """
+    checks = []
+    if not (mpi or slurm):
+        checks += check_machine(runs, distribution="gfdt-workflow")
+    if mpi or not slurm:
+        checks += check_mpi()
+    if slurm or not mpi:
+        checks.append(check_slurm(needed=slurm))
+    if slurm and checks[-1].ok:
+        checks += check_jobs(existing(runs))
     return {
         "versions": versions(),
         "cores": cores(),

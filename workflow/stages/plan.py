@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
-from workflow.interfaces import DTYPES
+from workflow.interfaces import DTYPES, UserError
 from workflow.runs import Run
 from workflow.stages.pipeline import expected_blocks
 
@@ -23,18 +23,43 @@ def plan(run: Run) -> dict[str, Any]:
     itemsize = np.dtype(e.ensemble.dtype).itemsize
     ensemble = e.ensemble.members * run.times * saved.numbers * itemsize
     blocks = expected_blocks(run)
-    files = len(run.groups) * run.segments * len(saved.fields) * (1 + len(run.learned))
     found: dict[str, Any] = {
         "name": e.name,
         "folder": str(run.folder),
         "system": e.system["kind"] if e.system else e.data.store if e.data else "",
         "blocks": blocks,
-        "chunk_files": files + sum(blocks.get(stage, 0) for stage in ("respond", "direct")),
+        "chunk_files": chunk_files(run),
         "ensemble_bytes": ensemble,
         "scores_bytes": ensemble * len(run.learned),
         **_memory(run),
     }
     return found | (_cost(run) if e.system is not None else {})
+
+
+MOST_FILES = 200_000
+"""Chunks from which on a run needs --force: quotas of scratch systems begin at 10^6 files."""
+
+
+def chunk_files(run: Run) -> int:
+    """Files of data in the stores of a finished run."""
+    blocks = expected_blocks(run)
+    segments = len(run.groups) * run.segments * len(run.saved.fields) * (1 + len(run.learned))
+    return segments + sum(blocks.get(stage, 0) for stage in ("respond", "direct"))
+
+
+def refuse_many_files(run: Run) -> None:
+    """Refuse a run whose number of files breaks quotas.
+
+    Raises:
+        UserError: there would be more than `MOST_FILES`.
+    """
+    files = chunk_files(run)
+    if files > MOST_FILES:
+        raise UserError(
+            f"{run.experiment.name} would write {files} chunk files, more than {MOST_FILES}; "
+            f"raise ensemble.chunk={run.experiment.ensemble.chunk // 2**10}KiB or "
+            f"ensemble.group={run.experiment.ensemble.group}, or give --force"
+        )
 
 
 def _memory(run: Run) -> dict[str, int]:
