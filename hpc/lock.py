@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hpc.errors import MachineError, RunLocked
 
@@ -60,6 +61,32 @@ def run_lock(folder: Path | str) -> Iterator[None]:
             _held.discard(handle)
             os.ftruncate(handle, 0)
             os.close(handle)
+
+
+def last_holder(folder: Path | str) -> dict[str, Any] | None:
+    """Who holds a run folder, or died holding it: `host`, `pid`, `since`, `command`, `alive`.
+
+    None if nobody does and the last one left in order.
+    """
+    try:
+        handle = os.open(Path(folder) / ".lock", os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            alive = False
+        except BlockingIOError:
+            alive = True
+        try:
+            holder = json.loads(os.pread(handle, 65536, 0))
+            return {key: holder[key] for key in ("host", "pid", "since", "command")} | {
+                "alive": alive
+            }
+        except (ValueError, KeyError, TypeError):
+            return None
+    finally:
+        os.close(handle)
 
 
 def _acquire(handle: int, folder: Path) -> None:

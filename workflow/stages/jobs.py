@@ -76,6 +76,12 @@ def plan_jobs(
     ]
 
 
+def on_a_cluster(run: Run) -> bool:
+    """Whether any stage is to run as a Slurm job."""
+    cluster = run.experiment.cluster
+    return any(c.kind != "local" for c in (cluster.simulate, cluster.train, cluster.analyse))
+
+
 def _has_pairs(run: Run) -> bool:
     return "direct" in run.experiment.response.estimators
 
@@ -176,3 +182,18 @@ def _first(values: Any) -> Any:
 def _python_path(where: Sequence[Path]) -> str:
     before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.pathsep.join(dict.fromkeys([*map(str, where), *filter(None, before)]))
+
+
+def python_path(source: str) -> list[Path]:
+    """Folders from which modules named in an experiment file are imported."""
+    where = Path(source).resolve().parent if Path(source).suffix else Path.cwd()
+    return list(dict.fromkeys([where, Path.cwd()]))
+
+
+def scripts(planned: Sequence[PlannedJob]) -> list[str]:
+    """The job scripts as text for people."""
+    told = []
+    for number, job in enumerate(planned):
+        after = f" after {planned[number - 1].title}" if number else ""
+        told += [f"# ==> {job.title}.sbatch{after}", job.script]
+    return told

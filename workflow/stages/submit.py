@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,20 +12,6 @@ from hpc.files import atomic_write_bytes
 from hpc.lock import run_lock
 from workflow.runs import Run, lay_down
 from workflow.stages.jobs import PlannedJob
-
-ENDED = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
-)
-"""States of jobs that will not run any more."""
 
 
 def submit(run: Run, planned: Sequence[PlannedJob], *, command: str) -> list[str]:
@@ -116,7 +101,7 @@ def own_jobs(folder: Path) -> list[tuple[jobs.Entry, slurm.Job]]:
         entry = entries.get(job.id)
         if entry is not None and job.name == jobs.job_name(folder, entry.role):
             found.append((entry, job))
-    return [(entry, job) for entry, job in found if job.state not in ENDED]
+    return [(entry, job) for entry, job in found if job.state not in slurm.ENDED]
 
 
 ROUNDS = 5
@@ -144,9 +129,3 @@ def cancel(run: Run, *, dry_run: bool = False) -> list[tuple[jobs.Entry, slurm.J
         found |= {j.id: (e, j) for e, j in new}
         time.sleep(min(1.0, 0.3 * (attempt + 1)))
     return list(found.values())
-
-
-def python_path(source: str) -> list[Path]:
-    """Folders from which modules named in an experiment file are imported."""
-    where = Path(source).resolve().parent if Path(source).suffix else Path.cwd()
-    return list(dict.fromkeys([where, Path(os.getcwd())]))
