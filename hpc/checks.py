@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Callable
@@ -12,10 +11,11 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from hpc.errors import MachineError
+from hpc.choice import probe_mpi
+from hpc.errors import MachineError, RunLocked
 from hpc.files import PARTIAL, atomic_write_bytes
-from hpc.launch import probe_mpi
-from hpc.lock import run_lock
+from hpc.lease import lease
+from hpc.lock import LEASE, run_lock
 
 SPACE = 256 * 2**20
 """Bytes that must be free where runs are kept; less does not hold the smallest experiment."""
@@ -113,14 +113,11 @@ def _rename(folder: Path) -> str:
 
 def _lock(folder: Path) -> str:
     with run_lock(folder):
-        handle = os.open(folder / ".lock", os.O_RDWR)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            with lease(folder, seconds=LEASE, patience=0.0):
+                raise MachineError("a second process could hold the same run")
+        except RunLocked:
             return "one process per run"
-        finally:
-            os.close(handle)
-    raise MachineError("a lock does not keep others out")
 
 
 FILE_SYSTEM: dict[str, Callable[[Path], str]] = {"rename": _rename, "lock": _lock}

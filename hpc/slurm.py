@@ -42,21 +42,6 @@ BUSY = (
 """What Slurm says when the same request may succeed later; anything else is final."""
 
 
-ENDED = (
-    "BOOT_FAIL",
-    "CANCELLED",
-    "COMPLETED",
-    "DEADLINE",
-    "FAILED",
-    "NODE_FAIL",
-    "OUT_OF_MEMORY",
-    "PREEMPTED",
-    "REVOKED",
-    "TIMEOUT",
-)
-"""States of jobs that will not run any more."""
-
-
 @dataclass(frozen=True)
 class Job:
     """One job in the queue.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -61,6 +62,8 @@ def _go(
     from workflow.stages.pipeline import run_stages
     from workflow.stages.status import status as status_of
 
+    if quiet or as_json:
+        logging.getLogger("workflow").setLevel(logging.ERROR)
     with Progress(quiet=quiet or as_json, verbose=verbose) as progress:
         try:
             run_stages(run, stages or ALL, command=" ".join(sys.argv), notify=progress)

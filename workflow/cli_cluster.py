@@ -25,7 +25,7 @@ from workflow.sites import SLURM
 
 if TYPE_CHECKING:
     from workflow.runs import Run
-    from workflow.stages.jobs import PlannedJob
+    from workflow.stages.planned_job import PlannedJob
 
 
 class Driver(StrEnum):

@@ -61,7 +61,7 @@ class TrainConfig(Strict):
     learning_rate: float = Field(2e-3, gt=0)
     ema: float = Field(0.995, ge=0, lt=1)
     save_every: int = Field(500, ge=1)
-    precision: Literal["fp32"] = "fp32"
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network alone")
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
@@ -206,6 +206,7 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 
 _FREE = ("cluster", "faults", "report", "response", "direct")
 """Sections that an existing run may change: stages make again what depends on them."""
+_FREE_KEYS = ("score.train.steps", "score.train.ranks")
 _GROWING = ("ensemble.length", "ensemble.members")
 
 
@@ -315,7 +316,7 @@ def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     refused = []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
-        if was == now or key.split(".")[0] in _FREE or key == "score.train.steps":
+        if was == now or key.split(".")[0] in _FREE or key in _FREE_KEYS:
             continue
         if key in _GROWING and isinstance(was, (int, float)) and now is not None and now > was:
             continue

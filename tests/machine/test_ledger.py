@@ -1,18 +1,11 @@
-"""Ledger and lock: a block is done or not, a run has one driver."""
+"""Ledger: a block is done or not."""
 
-import json
-import os
 import random
-import signal
-import subprocess
-import sys
-import time
 
 import pytest
 
 from hpc.errors import CorruptBlock, MachineError, RunLocked
 from hpc.ledger import Ledger, Receipt, file_crc
-from hpc.lock import run_lock
 
 
 @pytest.fixture
@@ -75,42 +68,3 @@ def test_errors_carry_their_exit_code_through_pickling():
 
     error = pickle.loads(pickle.dumps(MachineError("m", exit_code=9)))
     assert (str(error), error.exit_code, RunLocked("x").exit_code) == ("m", 9, 75)
-
-
-HOLDER = """
-import os, sys, time
-from hpc.lock import run_lock
-with run_lock(sys.argv[1]):
-    if os.fork() == 0:  # a child that outlives its parent
-        os.close(1)
-        time.sleep(20)
-        os._exit(0)
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-def test_a_second_driver_is_refused_and_a_killed_one_frees_the_run(tmp_path):
-    """The lock of a killed driver is free at once, even if its children live on."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-    try:
-        began = time.monotonic()
-        message = f"{tmp_path} is in use by pid {holder.pid} on host .* since .*; wait for it"
-        with pytest.raises(RunLocked, match=message), run_lock(tmp_path):
-            pass
-        assert time.monotonic() - began < 2
-        assert json.loads((tmp_path / ".lock").read_text())["pid"] == holder.pid
-        holder.kill()
-        holder.wait()
-        with run_lock(tmp_path):
-            assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
-        with run_lock(tmp_path):
-            pass
-    finally:
-        holder.stdout.close()
-        os.killpg(holder.pid, signal.SIGKILL)

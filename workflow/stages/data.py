@@ -179,5 +179,5 @@ def _load_checked(run: Run, block: str, path: str) -> dict:
         raise MachineError(f"{run.folder} has no {path} yet; run: gfdt train")
     if ledger.load(block).files.get(path) != file_crc(run.folder / path):
         raise CorruptBlock(f"{run.folder / path} is damaged")
-    content: dict = torch.load(run.folder / path, weights_only=True)
+    content: dict = torch.load(run.folder / path, map_location="cpu", weights_only=True)
     return content

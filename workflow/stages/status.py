@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from hpc import jobs, slurm
+from hpc.batch import ENDED
 from hpc.errors import CorruptBlock, MachineError
+from hpc.lease import holder_of, is_alive
 from hpc.ledger import Ledger
-from hpc.lock import last_holder
 from workflow.runs import Run, wall_times
 from workflow.stages.pipeline import LEDGERS, expected_blocks
 
@@ -45,14 +46,10 @@ def status(run: Run) -> dict[str, Any]:
     }
     training = _training(run)
     if "neural" in run.trained:
-        steps = [int(b[5:]) for b in found["train"] if b.startswith("step-")]
-        stages["train"] = {
-            "done": max(steps, default=0),
-            "blocks": run.experiment.score.train.steps,
-        }
+        steps = run.experiment.score.train.steps
+        stages["train"] = {"done": run.trained_steps, "blocks": steps}
     page = run.folder / "report" / "index.html"
     report = str(page) if page.is_file() else None
-    driver = last_holder(run.folder)
     queue, trouble = _jobs(run)
     return {
         "name": run.experiment.name,
@@ -61,7 +58,7 @@ def status(run: Run) -> dict[str, Any]:
         "stages": stages,
         "groups": _groups(run, found["simulate"]),
         "group_blocks": stages["simulate"]["blocks"] // len(run.groups),
-        "driver": driver,
+        "driver": _driver(run),
         "jobs": queue,
         "slurm": trouble,
         "training": training,
@@ -71,6 +68,14 @@ def status(run: Run) -> dict[str, Any]:
         "wall_seconds": wall_times(run),
         "report": report,
     }
+
+
+def _driver(run: Run) -> dict[str, Any] | None:
+    """Who works in the folder, or died there; None where the last one left in order."""
+    holder = holder_of(run.folder)
+    if holder is None:
+        return None
+    return asdict(holder) | {"alive": is_alive(run.folder, seconds=run.experiment.faults.lease)}
 
 
 def _groups(run: Run, done: Iterable[str]) -> list[int]:
@@ -100,7 +105,7 @@ def _jobs(run: Run) -> tuple[list[dict[str, Any]], str | None]:
         if job is not None and job.name != jobs.job_name(run.folder, entry.role):
             job = None  # the number is another job's by now
         told: dict[str, Any] = asdict(entry) | {"state": job.state if job else "gone"}
-        if job is not None and job.state not in slurm.ENDED:
+        if job is not None and job.state not in ENDED:
             live.append(told | {"reason": job.reason, "left": job.left})
         elif entry.role != "worker":
             ended[entry.role] = told

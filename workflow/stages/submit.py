@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hpc import jobs, slurm
+from hpc.batch import ENDED
 from hpc.errors import LaunchError, MachineError
 from hpc.files import atomic_write_bytes
 from hpc.lock import run_lock
 from workflow.runs import Run, lay_down
-from workflow.stages.jobs import PlannedJob
+from workflow.stages.planned_job import PlannedJob
 
 
 def submit(run: Run, planned: Sequence[PlannedJob], *, command: str) -> list[str]:
@@ -101,7 +102,7 @@ def own_jobs(folder: Path) -> list[tuple[jobs.Entry, slurm.Job]]:
         entry = entries.get(job.id)
         if entry is not None and job.name == jobs.job_name(folder, entry.role):
             found.append((entry, job))
-    return [(entry, job) for entry, job in found if job.state not in slurm.ENDED]
+    return [(entry, job) for entry, job in found if job.state not in ENDED]
 
 
 ROUNDS = 5
