@@ -188,7 +188,7 @@ def repair(
     from workflow.stages.health import verify as verify_run
 
     found = load_run(name, runs)
-    with run_lock(found.folder):
+    with run_lock(found.folder, seconds=found.experiment.faults.lease):
         problems = verify_run(found, repair=True)
     _tell_problems(found, problems, as_json, verbose, quiet)
 
