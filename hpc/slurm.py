@@ -114,14 +114,30 @@ def jobs(ids: Iterable[str] | None = None, *, patience: float = PATIENCE) -> lis
     return [job for job in found if job.id in wanted]
 
 
-def cancel(ids: Sequence[str], *, signal: str | None = None) -> None:
+def duration(text: str) -> float | None:
+    """Seconds of a duration as Slurm writes and reads it: a plain number is minutes.
+
+    None for words such as UNLIMITED.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    if match is None:
+        return None
+    days, *given = match.groups()
+    parts = [int(part) for part in given if part is not None]
+    if days is None and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def cancel(ids: Sequence[str], *, signal: str | None = None, patience: float = PATIENCE) -> None:
     """Cancel jobs, or send them a signal; ids that Slurm has forgotten are no error."""
     if not ids:
         return
     command = ["scancel", "--quiet"]
     if signal is not None:
         command += ["--full", f"--signal={signal}"]
-    ask([*command, *ids])
+    ask([*command, *ids], patience=patience)
 
 
 def release(ids: Sequence[str]) -> None:

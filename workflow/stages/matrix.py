@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import distributed
 import numpy as np
@@ -44,6 +45,7 @@ from workflow.stages.matrix_sums import (
     window_times,
 )
 from workflow.stages.pipeline import refuse_missing_files, require, write_catalog_of
+from workflow.stages.pools import jobs_of
 
 _ARRAYS_OF_DATA = 6
 """Copies of a window that a worker holds: read, stacked and centred, of x and s."""
@@ -101,11 +103,13 @@ def make_matrix(run: Run, asked: Asked, notify: Notify, *, memory: int = MATRIX_
         refuse_missing_files(run)
         with ExitStack() as stack:
             pool = run.experiment.cluster.analyse
-            share = f"{memory // workers}B"
+            jobs = jobs_of(pool)
+            if pool.kind == "local" or jobs.memory is None:
+                jobs = replace(jobs, memory=memory // workers)
 
             def client() -> distributed.Client:
                 opened = open_client(
-                    pool.kind, workers=workers, memory=share, log_dir=run.folder / "logs"
+                    pool.kind, workers=workers, jobs=jobs, log_dir=run.folder / "logs"
                 )
                 return stack.enter_context(opened)
 
