@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -17,7 +18,7 @@ from hpc import jobs, slurm
 from hpc.batch import ENDED
 from hpc.errors import CorruptBlock, MachineError
 from hpc.lease import holder_of, is_alive
-from hpc.ledger import Ledger
+from hpc.ledger import PACKED, SUFFIX, Ledger
 from workflow.runs import Run, wall_times
 from workflow.stages.pipeline import LEDGERS, expected_blocks
 
@@ -62,7 +63,7 @@ def status(run: Run) -> dict[str, Any]:
         "jobs": queue,
         "slurm": trouble,
         "training": training,
-        "rate": _rate(run, stages, found, training),
+        "rate": _rate(run, stages, training),
         "core_hours": _core_hours(run, found, training),
         "stein": _stein(run),
         "wall_seconds": wall_times(run),
@@ -176,7 +177,6 @@ def _speed(lines: list[dict[str, Any]]) -> float | None:
 def _rate(
     run: Run,
     stages: dict[str, dict[str, int]],
-    found: dict[str, set[str]],
     training: dict[str, Any] | None,
 ) -> dict[str, Any] | None:
     """Pace of the first stage that is not finished; None where nothing is known yet."""
@@ -189,27 +189,32 @@ def _rate(
     if stage == "train" and training is not None:
         pace, done = training["steps_per_second"], training["step"]
     else:
-        pace = pace_of(run.ledger(stage), found[stage], now=time.time())
+        pace = pace_of(run.ledger(stage).folder, now=time.time())
     if not pace:
         return None
     return {"stage": stage, "per_second": pace, "seconds_left": round((blocks - done) / pace)}
 
 
-def pace_of(ledger: Ledger, done: Iterable[str], *, now: float) -> float | None:
-    """Blocks per second over the later half of a stage's blocks, from times of a few receipts."""
-    names = sorted(done)
-    sample = names[:: -(-len(names) // SAMPLE)] if names else []
+def pace_of(folder: Path, *, now: float) -> float | None:
+    """Blocks per second of late: receipts that are not packed yet, over the time they took.
+
+    Args:
+        folder: of a ledger.
+        now: seconds since 1970.
+    """
     times = []
-    for name in sample:
-        with contextlib.suppress(FileNotFoundError):
-            times.append(ledger.path(name).stat().st_mtime)
-    times.sort()
-    if len(times) < 2:
+    with contextlib.suppress(FileNotFoundError):
+        packed = (folder / PACKED).stat().st_mtime
+        times.append(packed)
+    with contextlib.suppress(FileNotFoundError), os.scandir(folder) as found:
+        loose = [one for one in found if one.name.endswith(SUFFIX) and one.name[0] != "."]
+        every = -(-len(loose) // SAMPLE) or 1
+        for one in loose[::every]:
+            with contextlib.suppress(FileNotFoundError):  # packed meanwhile
+                times.append(one.stat().st_mtime)
+    if len(times) < 2 or now <= min(times):
         return None
-    late = times[len(times) // 2 :]
-    blocks = len(names) * (len(late) - 1) / len(times)
-    span = max(late[-1], now) - late[0]
-    return round(blocks / span, 4) if blocks and span > 0 else None
+    return round((len(times) - 1) * every / (now - min(times)), 4)
 
 
 def _core_hours(
