@@ -89,20 +89,18 @@ def refuse_second(run: Run) -> None:
 
 
 def own_jobs(folder: Path) -> list[tuple[jobs.Entry, slurm.Job]]:
-    """Jobs of a run that wait or run: recorded by it, of this user, and of its name.
+    """Jobs of a run that wait or run: recorded by it, of this user, and of its name; in order.
 
     Raises:
         LaunchError, MachineError: Slurm did not answer.
     """
-    entries = {entry.id: entry for entry in jobs.read(folder)}
-    if not entries:
-        return []
-    found = []
-    for job in slurm.jobs():
-        entry = entries.get(job.id)
-        if entry is not None and job.name == jobs.job_name(folder, entry.role):
-            found.append((entry, job))
-    return [(entry, job) for entry, job in found if job.state not in ENDED]
+    entries = jobs.read(folder)
+    queue = {job.id: job for job in slurm.jobs() if job.state not in ENDED} if entries else {}
+    return [
+        (entry, queue[entry.id])
+        for entry in {entry.id: entry for entry in entries}.values()
+        if entry.id in queue and queue[entry.id].name == jobs.job_name(folder, entry.role)
+    ]
 
 
 ROUNDS = 5
