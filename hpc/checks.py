@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -11,7 +12,6 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from hpc.choice import probe_mpi
 from hpc.errors import MachineError, RunLocked
 from hpc.files import PARTIAL, atomic_write_bytes
 from hpc.lease import lease
@@ -40,18 +40,23 @@ class Check:
 
 
 def check_machine(folder: Path, *, distribution: str) -> list[Check]:
-    """Look at everything: packages, MPI, and the file system of a folder.
+    """Look at packages and at the file system of a folder.
 
     Args:
         folder: where runs are kept; it need not exist and is not made.
         distribution: the installed package whose requirements must be met.
     """
+    home = existing(folder)
+    checks = [check_packages(distribution), check_space(home)]
+    return [*checks, *(_try(name, home, look) for name, look in FILE_SYSTEM.items())]
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
     home = folder.absolute()
     while not home.is_dir() and home != home.parent:
         home = home.parent
-    checks = [check_packages(distribution), Check("mpi", *_mpi())]
-    checks.append(check_space(home))
-    return [*checks, *(_try(name, home, look) for name, look in FILE_SYSTEM.items())]
+    return home
 
 
 def check_packages(distribution: str) -> Check:
@@ -97,9 +102,20 @@ def check_space(folder: Path) -> Check:
     return Check("space", True, f"{free / 2**30:.1f} GiB free in {folder}")
 
 
-def _mpi() -> tuple[bool, str]:
-    ok, text = probe_mpi()
-    return ok, text.removeprefix("probe: ")
+def _rate(folder: Path) -> str:
+    block = bytes(RATE_BLOCK)
+    started = time.perf_counter()
+    atomic_write_bytes(folder / "block", block)
+    seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    for number in range(RATE_FILES):
+        atomic_write_bytes(folder / f"receipt-{number}", b"{}")
+    small = (time.perf_counter() - started) / RATE_FILES
+    return f"{len(block) / 2**20 / seconds:.0f} MiB/s written, {1e3 * small:.1f} ms a small file"
+
+
+RATE_BLOCK, RATE_FILES = 16 * 2**20, 20
+"""Bytes and small files written to see how fast that goes."""
 
 
 def _rename(folder: Path) -> str:
@@ -120,7 +136,7 @@ def _lock(folder: Path) -> str:
             return "one process per run"
 
 
-FILE_SYSTEM: dict[str, Callable[[Path], str]] = {"rename": _rename, "lock": _lock}
+FILE_SYSTEM: dict[str, Callable[[Path], str]] = {"rename": _rename, "lock": _lock, "rate": _rate}
 """What is tried in a new folder on the file system of the runs."""
 
 

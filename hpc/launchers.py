@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hpc.errors import LaunchError
 
-LEAVE = 20
+LEAVE = 8
 """Seconds after one rank has ended in which srun lets the others end by themselves."""
 
 FAMILIES = {

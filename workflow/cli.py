@@ -6,7 +6,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
 from workflow.cli_matrix import matrix
 from workflow.cli_plan import plan, tell_plan
+from workflow.cli_scale import scale
 from workflow.cli_status import status
 from workflow.interfaces import UserError
 from workflow.options import (
@@ -153,6 +154,7 @@ app.command("plan")(plan)
 app.command("submit")(submit)
 app.command("status")(status)
 app.command("cancel")(cancel)
+app.command("scale")(scale)
 
 
 @app.command()
@@ -195,12 +197,22 @@ def repair(
 
 @app.command()
 def doctor(
-    runs: Runs = HERE, as_json: Json = False, verbose: Verbose = 0, quiet: Quiet = False
+    mpi: Annotated[bool, typer.Option("--mpi", help="MPI alone")] = False,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Slurm alone, with a test job of two minutes at most")
+    ] = False,
+    runs: Runs = HERE,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
-    """Versions, a real MPI test, and the filesystem of the runs folder."""
+    """Versions, a real MPI test, the filesystem of the runs folder, and Slurm if there is any.
+
+    Example: gfdt doctor --mpi --slurm
+    """
     from workflow.stages.health import examine
 
-    found = examine(runs)
+    found = examine(runs, mpi=mpi, slurm=slurm)
     lines = [f"  {package:14} {version}" for package, version in found["versions"].items()]
     lines.append(f"  {'cores':14} {found['cores']}")
     if verbose:

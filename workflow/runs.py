@@ -202,14 +202,12 @@ class Run:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the learned score has its last checkpoint."""
+        """Whether the learned score is finished; it may have stopped early."""
         return self.trained_block("neural") in self.ledger("train").done()
 
     def trained_block(self, name: str) -> str:
         """Receipt, and file in `score/`, of an estimator's final state."""
-        if name == "neural":
-            return f"step-{self.experiment.score.train.steps:08d}"
-        return "kgmm" if name == "kgmm" else "whitening"
+        return name if name in ("neural", "kgmm") else "whitening"
 
     @property
     def lags(self) -> int:

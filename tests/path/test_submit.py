@@ -35,6 +35,7 @@ EXPERIMENT = {
         "train": {"steps": 20, "save_every": 10, "ranks": 2, "global_batch": 16},
     },
     "response": {"estimators": ["neural", "gaussian"], "max_lag": 4.0, "checks": False},
+    "cluster": {"simulate": {"workers": 1}, "analyse": {"workers": 1}},
 }
 PATIENCE = 240
 LATER = "cluster.driver.extra=['--begin=now+1hour']"

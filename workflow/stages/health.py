@@ -6,7 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hpc.checks import check_machine
+from hpc.check_mpi import check_mpi
+from hpc.check_slurm import check_jobs, check_slurm
+from hpc.checks import check_machine, existing
 from hpc.ledger import Problem
 from workflow.runs import Run, cores, versions
 from workflow.stages.pipeline import LEDGERS
@@ -30,9 +32,23 @@ def verify(run: Run, *, repair: bool = False) -> list[Problem]:
     return found
 
 
-def examine(runs: Path) -> dict[str, Any]:
-    """Versions, cores, and whether MPI and the file system of the runs do what they must."""
-    checks = check_machine(runs, distribution="gfdt-workflow")
+def examine(runs: Path, *, mpi: bool = False, slurm: bool = False) -> dict[str, Any]:
+    """Versions, cores, and whether this machine does what it must.
+
+    Args:
+        runs: where run folders live.
+        mpi: look at MPI alone.
+        slurm: look at Slurm alone, or beside MPI, and have a small job try things.
+    """
+    checks = []
+    if not (mpi or slurm):
+        checks += check_machine(runs, distribution="gfdt-workflow")
+    if mpi or not slurm:
+        checks += check_mpi()
+    if slurm or not mpi:
+        checks.append(check_slurm(needed=slurm))
+    if slurm and checks[-1].ok:
+        checks += check_jobs(existing(runs))
     return {
         "versions": versions(),
         "cores": cores(),

@@ -42,7 +42,7 @@ def plan_jobs(
         found.append(
             _driver_job(run, "stage:simulate", "simulate", "simulate", pools, templates, where)
         )
-    if "neural" in run.trained and run.trained_block("neural") not in run.ledger("train").done():
+    if "neural" in run.trained and not run.is_trained:
         found.append(train_job(run, templates, where))
     pools = [cluster.analyse, *([cluster.simulate] if _has_pairs(run) else [])]
     return [

@@ -47,7 +47,8 @@ def status(run: Run) -> dict[str, Any]:
     }
     training = _training(run)
     if "neural" in run.trained:
-        steps = run.experiment.score.train.steps
+        # Training may have stopped early.
+        steps = run.trained_steps if run.is_trained else run.experiment.score.train.steps
         stages["train"] = {"done": run.trained_steps, "blocks": steps}
     page = run.folder / "report" / "index.html"
     report = str(page) if page.is_file() else None

@@ -6,7 +6,8 @@ import json
 import logging
 from collections.abc import Callable
 
-from hpc.choice import choose_launcher
+from hpc import slurm
+from hpc.choice import choose_launcher, probe_mpi
 from hpc.errors import LaunchError, Paused
 from hpc.launch import launch_ranks
 from hpc.launchers import Layout, allocated_tasks
@@ -35,11 +36,39 @@ def train(run: Run, notify: Notify) -> None:
         Paused: a signal asked for it; run again to continue.
         MachineError: they failed; run again to continue from the last checkpoint.
     """
-    machine, ranks = run.experiment.cluster.train, run.experiment.score.train.ranks
-    if "neural" in run.trained and machine.kind == "slurm" and allocated_tasks() < ranks:
+    if "neural" in run.trained and _elsewhere(run):
         train_as_job(run, notify)
     else:
         train_here(run, notify)
+
+
+def check_launch(run: Run) -> None:
+    """Refuse, before hours of other stages, a training that could not be started here.
+
+    Raises:
+        LaunchError: tells why and what to do.
+    """
+    ranks = run.experiment.score.train.ranks
+    if "neural" not in run.trained or (run.is_current("train") and run.is_trained):
+        return
+    if _elsewhere(run):
+        if not slurm.available():
+            raise LaunchError(
+                "cluster.train.kind=slurm and no sbatch on this machine: run where Slurm is, or "
+                "set it to local"
+            )
+    elif ranks > 1:
+        machine, logs = run.experiment.cluster.train, run.folder / "logs"
+        launcher = choose_launcher(machine.launcher, Layout(ranks), logs)
+        works, said = probe_mpi(launcher, folder=logs)
+        if not works:
+            raise LaunchError(f"training could not be started: {said}")
+
+
+def _elsewhere(run: Run) -> bool:
+    """Whether training is a job of its own: not where every rank has a task already."""
+    ranks = run.experiment.score.train.ranks
+    return run.experiment.cluster.train.kind == "slurm" and allocated_tasks() < ranks
 
 
 def train_here(run: Run, notify: Notify) -> None:
@@ -112,7 +141,8 @@ def _fit(run: Run) -> None:
     missing -= run.ledger("train").done()
     if not missing:
         return
-    snapshots = load_snapshots(run, run.training)
+    memory = run.experiment.score.train.memory
+    snapshots = load_snapshots(run, run.training, at_most=memory)
     homogeneous = run.saved.homogeneous
     if "whitening" in missing:
         whitening = fit_gaussian(snapshots, homogeneous=homogeneous)
