@@ -133,6 +133,9 @@ def _facts(found: Found) -> list[tuple[str, str]]:
         facts.append(("cost", f"{spent:.3g} core-hours ({by})"))
     if found["stein"]:
         facts.append(("stein", ", ".join(f"{name} {v:.2g}" for name, v in found["stein"].items())))
+    if found.get("quarantined"):
+        members = ", ".join(map(str, found["quarantined"]))
+        facts.append(("left out", f"member {members}, which became non-finite"))
     facts += _who(found)
     facts.append(("report", found["report"] or "not yet"))
     if not found["finished"] and not _alive(found):

@@ -120,9 +120,11 @@ def _jobs(run: Run) -> tuple[list[dict[str, Any]], str | None]:
 
 
 def _last_words(log: Path) -> str | None:
-    """The last line of a log in which a command told its error."""
-    lines = [line for line in tail(log) if line.startswith("gfdt: ")]
-    return lines[-1].removeprefix("gfdt: ") if lines else None
+    """What a command told as its error, else the last line of its log."""
+    lines = [line for line in tail(log) if line.strip()]
+    own = [line.removeprefix("gfdt: ") for line in lines if line.startswith("gfdt: ")]
+    said = own or lines
+    return said[-1] if said else None
 
 
 def tail(path: Path, size: int = 65536) -> list[str]:
