@@ -1,4 +1,4 @@
-"""Training that is killed, warned and continued: as ranks of this machine, of an allocation, a job."""
+"""Training that is killed, warned, continued: ranks of this machine, of an allocation, of a job."""
 
 import importlib.util
 import json
