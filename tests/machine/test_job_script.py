@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from hpc import slurm
-from hpc.deadline import DEADLINE, START, Declined, Needed, in_time
+from hpc.deadline import DEADLINE, START, Declined, Needed, in_time, leave
 from hpc.errors import LaunchError
 from hpc.job_script import Jobs, Lifetime, job_script, lifetime, worker_environment
 from workflow.machines import PoolConfig
@@ -149,17 +149,27 @@ class Here:
     address = "tls://me"
 
 
-def test_who_has_too_little_time_declines_and_who_is_fresh_does_not(monkeypatch):
+def test_who_has_too_little_time_declines_except_as_a_first_task(monkeypatch):
     monkeypatch.setattr("distributed.get_worker", Here)
     monkeypatch.setattr("time.time", lambda: now)
-    now = 1000.0
-    assert in_time(1e9, max, 1, 2) == 2  # no end is known
+    monkeypatch.setattr("hpc.deadline._begun", False)
+    now = 100.0
     monkeypatch.setenv(START, "0")
     monkeypatch.setenv(DEADLINE, "1100")
-    assert in_time(99.0, max, 1, 2) == 2
+    assert in_time(1e9, max, 1, 2) == 2  # nobody has more time
+    assert in_time(1e9, max, 1, 2) == Declined("tls://me")
+    assert in_time(999.0, max, 1, 2) == 2
+    monkeypatch.setattr("hpc.deadline._begun", False)
+    now = 1000.0  # who waited for long is not new
     assert in_time(101.0, max, 1, 2) == Declined("tls://me")
-    now = 100.0  # in the first tenth of its time: nobody has more
-    assert in_time(1e9, max, 1, 2) == 2
+    assert in_time(99.0, max, 1, 2) == 2
+    leave()
+    assert in_time(0.0, max, 1, 2) == Declined("tls://me")
+
+
+def test_without_an_end_nobody_declines(monkeypatch):
+    monkeypatch.delenv(DEADLINE, raising=False)
+    assert [in_time(1e9, max, 1, 2) for _ in range(2)] == [2, 2]
 
 
 def test_the_slowest_of_late_decides_what_is_needed():
