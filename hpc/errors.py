@@ -50,3 +50,7 @@ class LaunchError(MachineError):
     """MPI ranks could not be started as asked."""
 
     exit_code = CONFIGURATION
+
+
+class Paused(MachineError):
+    """Work was saved and left unfinished because this process was asked to stop."""

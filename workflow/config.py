@@ -60,8 +60,18 @@ class TrainConfig(Strict):
     global_batch: int = Field(128, ge=2, multiple_of=2)
     learning_rate: float = Field(2e-3, gt=0)
     ema: float = Field(0.995, ge=0, lt=1)
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many checkpoints without a lower held-out loss"
+    )
     save_every: int = Field(500, ge=1)
-    precision: Literal["fp32"] = "fp32"
+    micro_batch: int | None = Field(
+        None, ge=2, multiple_of=2, description="of global_batch, at a time on one rank"
+    )
+    memory: Bytes = Field(
+        4 * 2**30, ge=0, description="of a rank for snapshots; beyond it they are streamed"
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network alone")
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
@@ -206,6 +216,7 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 
 _FREE = ("cluster", "faults", "report", "response", "direct")
 """Sections that an existing run may change: stages make again what depends on them."""
+_FREE_KEYS = ("score.train.steps", "score.train.ranks")
 _GROWING = ("ensemble.length", "ensemble.members")
 
 
@@ -315,7 +326,7 @@ def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     refused = []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
-        if was == now or key.split(".")[0] in _FREE or key == "score.train.steps":
+        if was == now or key.split(".")[0] in _FREE or key in _FREE_KEYS:
             continue
         if key in _GROWING and isinstance(was, (int, float)) and now is not None and now > was:
             continue

@@ -194,11 +194,20 @@ class Run:
         wanted = {self.experiment.score.estimator, *self.experiment.response.estimators}
         return [name for name in ("neural", "kgmm") if name in wanted]
 
+    @property
+    def trained_steps(self) -> int:
+        """Steps of the newest checkpoint of the learned score; 0 without one."""
+        done = self.ledger("train").done()
+        return max((int(b.removeprefix("step-")) for b in done if b.startswith("step-")), default=0)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the learned score is finished; it may have stopped early."""
+        return self.trained_block("neural") in self.ledger("train").done()
+
     def trained_block(self, name: str) -> str:
         """Receipt, and file in `score/`, of an estimator's final state."""
-        if name == "neural":
-            return f"step-{self.experiment.score.train.steps:08d}"
-        return "kgmm" if name == "kgmm" else "whitening"
+        return name if name in ("neural", "kgmm") else "whitening"
 
     @property
     def lags(self) -> int:
@@ -261,6 +270,7 @@ class Run:
         """
         e = self.experiment.model_dump(mode="json")
         whole = {name: e["ensemble"].pop(name) for name in ("members", "length")}
+        del e["score"]["train"]["ranks"]  # changes the last bits at most
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
         response = e["response"]
         response["perturbations"] += _pattern_files(response["perturbations"])
@@ -283,20 +293,27 @@ class Run:
 
     def renew(self, stage: str, *products: Path) -> None:
         """Remove a stage's products and receipts if they belong to another state of the run."""
-        mark = self.folder / "ledger" / f"{stage}.key"
-        key = self.key(stage)
-        if mark.is_file() and mark.read_text() == key:
+        if self.is_current(stage):
             return
+        mark = self._mark(stage)
         for path in (mark, self.folder / "ledger" / stage, *products):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
-        atomic_write_bytes(mark, key.encode())
+        atomic_write_bytes(mark, self.key(stage).encode())
+
+    def is_current(self, stage: str) -> bool:
+        """Whether a stage's products, as far as there are any, belong to the run as it is."""
+        mark = self._mark(stage)
+        return mark.is_file() and mark.read_text() == self.key(stage)
+
+    def _mark(self, stage: str) -> Path:
+        return self.folder / "ledger" / f"{stage}.key"
 
     def _science(self) -> dict[str, Any]:
         """The experiment without the keys that cannot change a number."""
-        free: Any = {"cluster": True, "report": True, "response": {"checks"}}
+        free: Any = {"cluster": True, "faults": True, "report": True, "response": {"checks"}}
         return self.experiment.model_dump(mode="json", exclude=free)
 
     def attributes(self, title: str) -> dict[str, Any]:

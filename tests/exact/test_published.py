@@ -14,7 +14,8 @@ from workflow.responses.correlation import lag_sums, pair_counts
 from workflow.responses.direct import moved_to, paired_response, seen_from
 from workflow.responses.recalibration import recalibrate, stein_spectrum
 from workflow.scores.closed_form import SpectralGaussian
-from workflow.scores.neural import NeuralScore, Trainer
+from workflow.scores.neural import NeuralScore
+from workflow.scores.training import Trainer
 
 torch.set_num_threads(1)
 
@@ -118,7 +119,7 @@ def test_a_learned_score_repairs_a_wrong_whitening_of_the_ou_field():
 
     before, _ = judged()
     for _ in range(1200):
-        trainer.advance(rank=0, ranks=1, reduce=lambda flat: None)
+        trainer.advance()
     after, distance = judged()
     assert before > 0.5
     assert after < 0.1

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,16 +15,10 @@ from workflow.diffusion.gaussian import (
 )
 from workflow.dynamics import build_system
 from workflow.dynamics.grid import Grid
+from workflow.scores.batches import Held, draw, roll_each
 from workflow.scores.closed_form import DenseGaussian, SpectralGaussian
-from workflow.scores.neural import (
-    Batch,
-    NeuralScore,
-    Trainer,
-    WhitenedScore,
-    batch_loss,
-    draw_batch,
-    roll_each,
-)
+from workflow.scores.neural import NeuralScore, WhitenedScore
+from workflow.scores.training import Batch, Trainer, batch_loss
 
 
 def seeded(*shape):
@@ -155,31 +150,34 @@ def test_a_resumed_training_equals_an_uninterrupted_one_bitwise(field):
     """State after 10 steps = state after 4, saved, restored, and 6 more."""
     whole, first, second = (small_trainer(field) for _ in range(3))
     for _ in range(10):
-        whole.advance(rank=0, ranks=1, reduce=lambda flat: None)
+        whole.advance()
     for _ in range(4):
-        first.advance(rank=0, ranks=1, reduce=lambda flat: None)
+        first.advance()
     second.restore(first.state())
     for _ in range(6):
-        second.advance(rank=0, ranks=1, reduce=lambda flat: None)
+        second.advance()
     for key in ("model", "average"):
         for name, value in whole.state()[key].items():
             assert torch.equal(value, second.state()[key][name])
 
 
-def test_ranks_share_one_batch_whatever_their_number(field):
-    """The shares of two ranks, put together, are the batch of one."""
-    trainer = small_trainer(field)
-    data = trainer._snapshots
-    config = ScoreConfig().train
+@pytest.mark.parametrize("ranks", [2, 3, 5, 40])
+def test_ranks_share_one_batch_whatever_their_number(field, ranks):
+    """The shares of all ranks, put together, are the batch of one."""
+    source, pairs = Held(field[1][:200].float()), 40
+    edges = [rank * pairs // ranks for rank in range(ranks + 1)]
 
-    def share(rank, ranks):
-        return draw_batch(
-            data, trainer.model, config=config, seed=1, step=5, rank=rank, ranks=ranks
-        )
+    def share(first, last):
+        numbers = {"pairs": pairs, "share": range(first, last), "shape": source.shape}
+        drawn = draw(1, 5, **numbers)
+        return source.take(5, range(first, last), pairs, drawn.place), drawn
 
-    one, halves = share(0, 1), [share(0, 2), share(1, 2)]
-    assert torch.equal(one.z, torch.cat([h.z for h in halves]))
-    assert torch.allclose(one.x, torch.cat([h.x for h in halves]), atol=1e-6)
+    whole, drawn = share(0, pairs)
+    shares = [share(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+    assert torch.equal(whole, torch.cat([x for x, _ in shares]))
+    for name in ("place", "rolls", "level", "z"):
+        parts = np.concatenate([getattr(one, name) for _, one in shares])
+        assert np.array_equal(getattr(drawn, name), parts)
 
 
 def test_each_sample_is_rolled_by_its_own_shift():

@@ -18,7 +18,7 @@ import yaml
 
 from hpc.catalog import read_catalog
 from hpc.errors import StoreError
-from hpc.launch import find_mpiexec
+from hpc.launchers import find_mpiexec
 from hpc.lock import run_lock
 from workflow.cli import STOPPING, main
 from workflow.interfaces import UserError

@@ -69,14 +69,16 @@ class NavierStokes(Parameters):
 
     def initial(self, normals: Tensor) -> State:
         """sin 3x sin 3y with one percent of white noise; phases uniform on the circle."""
-        x = torch.arange(self.grid, dtype=normals.dtype) * (2 * math.pi / self.grid)
+        x = torch.arange(self.grid, dtype=normals.dtype, device=normals.device) * (
+            2 * math.pi / self.grid
+        )
         waves = (3 * x).sin()[:, None] * (3 * x).sin()[None, :]
         phases = 2 * math.pi * torch.special.ndtr(normals[:, 0])
         return {"vorticity": waves + 0.01 * normals[:, 1], "phases": phases}
 
     def step(self, state: State, normals: Tensor) -> State:
         """Runge-Kutta 4; the phases move by half a step before stages 2 and 4."""
-        symbols = _symbols(self, normals.dtype)
+        symbols = _symbols(self, normals.dtype, str(normals.device))
         start = state["phases"]
         middle = start + self.dt**0.5 * normals[:, 0]
         end = middle + self.dt**0.5 * normals[:, 1]
@@ -90,7 +92,7 @@ class NavierStokes(Parameters):
 
     def tendency(self, vorticity: Tensor) -> Tensor:
         """All terms but the forcing, `(member, y, x)`, vorticity / time."""
-        symbols = _symbols(self, vorticity.dtype)
+        symbols = _symbols(self, vorticity.dtype, str(vorticity.device))
         zeta_hat = torch.fft.rfft2(vorticity)
         return torch.fft.irfft2(symbols.linear * zeta_hat, s=self.shape) - self.skew_advection(
             vorticity
@@ -98,7 +100,7 @@ class NavierStokes(Parameters):
 
     def skew_advection(self, vorticity: Tensor) -> Tensor:
         """(u . grad zeta + div (u zeta)) / 2 with u = (-d psi/dy, d psi/dx)."""
-        symbols = _symbols(self, vorticity.dtype)
+        symbols = _symbols(self, vorticity.dtype, str(vorticity.device))
         zeta_hat = torch.fft.rfft2(vorticity)
         spectra = torch.stack(
             [symbols.to_u * zeta_hat, symbols.to_v * zeta_hat]
@@ -138,8 +140,8 @@ class _Symbols:
 
 
 @lru_cache(maxsize=8)
-def _symbols(system: NavierStokes, dtype: torch.dtype) -> _Symbols:
-    grid = Grid(system.grid, 2, dtype)
+def _symbols(system: NavierStokes, dtype: torch.dtype, device: str) -> _Symbols:
+    grid = Grid(system.grid, 2, dtype, device)
     d_dx, d_dy = grid.derivative(-1), grid.derivative(-2)
     # Nyquist wavenumbers are zero in every operator, as published.
     k2 = -(d_dx**2 + d_dy**2).real
@@ -147,7 +149,7 @@ def _symbols(system: NavierStokes, dtype: torch.dtype) -> _Symbols:
     inverse = torch.where(moving, -1 / k2.where(moving, torch.ones_like(k2)), torch.zeros_like(k2))
     damping = system.hypofriction * inverse**2 + system.hyperviscosity * k2**2
     damping[0, 0] += system.mean_damping
-    full = torch.fft.fftfreq(system.grid, 1 / system.grid, dtype=dtype)
+    full = torch.fft.fftfreq(system.grid, 1 / system.grid, dtype=dtype, device=device)
     waves = full[:, None] ** 2 + full[None, :] ** 2
     inside = (full.abs() < system.grid / 2).to(dtype)
     mask = (waves <= FORCED_K2).to(dtype) * inside[:, None] * inside[None, :]

@@ -70,6 +70,23 @@ class _Whitening(ABC):
     def _apply(self, name: str, x: Tensor) -> Tensor:
         """The map of that name in `_weights`."""
 
+    @cached_property
+    @abstractmethod
+    def _weights(self) -> dict[str, Tensor]:
+        """The maps by name, in float64 where the fit lives."""
+
+    @cached_property
+    def _converted(self) -> dict[tuple[str, torch.dtype, torch.device], Tensor]:
+        return {}
+
+    @torch.inference_mode(False)
+    def _weight(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A map in the type and on the device of the data, converted once."""
+        key = (name, dtype, device)
+        if key not in self._converted:
+            self._converted[key] = self._weights[name].to(device=device, dtype=dtype)
+        return self._converted[key]
+
 
 @dataclass(frozen=True)
 class SpectralGaussian(_Whitening):
@@ -101,7 +118,7 @@ class SpectralGaussian(_Whitening):
         """
         shape, axes = tuple(x.shape[2:]), space_axes(x)
         mean = x.mean(dim=(0, *axes), dtype=torch.float64)
-        total = torch.zeros(())
+        total = torch.zeros((), device=x.device)
         for part in x.split(4096):
             centred = part.double() - mean.reshape(-1, *[1] * len(shape))
             modes = torch.fft.rfftn(centred, dim=axes)
@@ -121,6 +138,7 @@ class SpectralGaussian(_Whitening):
         return {"mean": self.mean, "spectrum": self.spectrum}
 
     @cached_property
+    @torch.inference_mode(False)  # what is kept must serve automatic differentiation too
     def _weights(self) -> dict[str, Tensor]:
         matrices = self.spectrum.movedim((0, 1), (-2, -1))
         scale = _diagonal(matrices).sqrt()
@@ -129,16 +147,17 @@ class SpectralGaussian(_Whitening):
         return {name: weight.movedim((-2, -1), (0, 1)) for name, weight in weights.items()}
 
     def _apply(self, name: str, x: Tensor) -> Tensor:
-        axes, weight = space_axes(x), self._weights[name]
+        axes = space_axes(x)
         modes = torch.fft.rfftn(x, dim=axes)
-        if len(weight) == 1:
-            modes = modes * weight[0].to(x.dtype)
+        if len(self.mean) == 1:
+            modes = modes * self._weight(name, x.dtype, x.device)[0]
         else:
-            modes = torch.einsum("fg...,bg...->bf...", weight.to(modes.dtype), modes)
+            weight = self._weight(name, modes.dtype, x.device)
+            modes = torch.einsum("fg...,bg...->bf...", weight, modes)
         return torch.fft.irfftn(modes, s=self.shape, dim=axes)
 
     def _centred(self, x: Tensor) -> Tensor:
-        return x - self.mean.to(x.dtype).reshape(-1, *[1] * len(self.shape))
+        return x - self.mean.to(x).reshape(-1, *[1] * len(self.shape))
 
 
 @dataclass(frozen=True)
@@ -192,7 +211,7 @@ class DenseGaussian(_Whitening):
                 "leave them out of the data"
             )
         scale = (variance / (len(x) - 1)).sqrt()
-        products = torch.zeros(numbers, numbers, dtype=torch.float64)
+        products = torch.zeros(numbers, numbers, dtype=torch.float64, device=x.device)
         squares = torch.zeros_like(products)
         for part in parts:
             unit = (part.double() - mean) / scale
@@ -219,15 +238,16 @@ class DenseGaussian(_Whitening):
         return {name: getattr(self, name) for name in names}
 
     @cached_property
+    @torch.inference_mode(False)
     def _weights(self) -> dict[str, Tensor]:
         return _weights(self.scale, self.values, self.vectors)
 
     def _apply(self, name: str, x: Tensor) -> Tensor:
-        weight = self._weights[name].to(x.dtype)
+        weight = self._weight(name, x.dtype, x.device)
         return (x.reshape(len(x), -1) @ weight.T).reshape(x.shape)
 
     def _centred(self, x: Tensor) -> Tensor:
-        return x - self.mean.to(x.dtype)
+        return x - self.mean.to(x)
 
 
 Gaussian = SpectralGaussian | DenseGaussian
@@ -279,14 +299,14 @@ def _floored(spectrum: Tensor) -> Tensor:
         )
     floor = SPECTRUM_FLOOR * largest.reshape(-1, *[1] * (variances.ndim - 1))
     lift = (floor - variances).clamp(min=0)
-    one = torch.eye(len(lift), dtype=lift.dtype)
+    one = torch.eye(len(lift), dtype=lift.dtype, device=lift.device)
     return spectrum + torch.einsum("f...,fg->fg...", lift, one)
 
 
 def _shrunk(correlation: Tensor, squares: Tensor, *, samples: int) -> Tensor:
     """Correlations with their off-diagonal part shrunk by the intensity of least expected error."""
     variance_of_entries = (squares - correlation**2) / (samples - 1)
-    off = ~torch.eye(len(correlation), dtype=torch.bool)
+    off = ~torch.eye(len(correlation), dtype=torch.bool, device=correlation.device)
     signal = float((correlation[off] ** 2).sum())
     noise = float(variance_of_entries[off].sum())
     intensity = min(1.0, max(0.0, noise / signal)) if signal > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Status and verification of a run, from its files alone, and of the machine."""
+"""Verification of a run, from its files alone, and of the machine."""
 
 from __future__ import annotations
 
@@ -6,30 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hpc.checks import check_machine
+from hpc.check_mpi import check_mpi
+from hpc.check_slurm import check_jobs, check_slurm
+from hpc.checks import check_machine, existing
 from hpc.ledger import Problem
-from workflow.runs import Run, cores, versions, wall_times
-from workflow.stages.pipeline import LEDGERS, expected_blocks
-
-
-def status(run: Run) -> dict[str, Any]:
-    """Blocks done of each stage, training steps, and whether there is a report."""
-    stages = {
-        stage: {"done": len(run.ledger(stage).done()), "blocks": blocks}
-        for stage, blocks in expected_blocks(run).items()
-    }
-    steps = [int(b[5:]) for b in run.ledger("train").done() if b.startswith("step-")]
-    if run.experiment.score.estimator == "neural":
-        total = run.experiment.score.train.steps
-        stages["train"] = {"done": max(steps, default=0), "blocks": total}
-    page = run.folder / "report" / "index.html"
-    return {
-        "name": run.experiment.name,
-        "folder": str(run.folder),
-        "stages": stages,
-        "wall_seconds": wall_times(run),
-        "report": str(page) if page.is_file() else None,
-    }
+from workflow.runs import Run, cores, versions
+from workflow.stages.pipeline import LEDGERS
 
 
 def verify(run: Run, *, repair: bool = False) -> list[Problem]:
@@ -50,9 +32,23 @@ def verify(run: Run, *, repair: bool = False) -> list[Problem]:
     return found
 
 
-def examine(runs: Path) -> dict[str, Any]:
-    """Versions, cores, and whether MPI and the file system of the runs do what they must."""
-    checks = check_machine(runs, distribution="gfdt-workflow")
+def examine(runs: Path, *, mpi: bool = False, slurm: bool = False) -> dict[str, Any]:
+    """Versions, cores, and whether this machine does what it must.
+
+    Args:
+        runs: where run folders live.
+        mpi: look at MPI alone.
+        slurm: look at Slurm alone, or beside MPI, and have a small job try things.
+    """
+    checks = []
+    if not (mpi or slurm):
+        checks += check_machine(runs, distribution="gfdt-workflow")
+    if mpi or not slurm:
+        checks += check_mpi()
+    if slurm or not mpi:
+        checks.append(check_slurm(needed=slurm))
+    if slurm and checks[-1].ok:
+        checks += check_jobs(existing(runs))
     return {
         "versions": versions(),
         "cores": cores(),

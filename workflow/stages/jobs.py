@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hpc.jobqueue import place
-from hpc.jobs import job_name
-from hpc.scripts import JobSpec, render
-from workflow.machines import DriverConfig, JobConfig, PoolConfig
+from workflow.machines import JobConfig, PoolConfig
 from workflow.runs import Run
 from workflow.sites import SLURM
 from workflow.stages.pipeline import expected_blocks
+from workflow.stages.planned_job import PlannedJob, planned_job, train_job
 
 Driver = Literal["chain", "job"]
 
 LEAD = 120
 """Seconds before its walltime ends at which a driver's job is warned."""
-
-ROLE_VARIABLE = "GFDT_JOB"
-"""Environment variable in which a job finds its role."""
-
-
-@dataclass(frozen=True)
-class PlannedJob:
-    """A job of a run.
-
-    Attributes:
-        role: as in `hpc.jobs.Entry`.
-        title: name of its script and its log.
-        spec: what it asks for and does.
-        script: the job script.
-    """
-
-    role: str
-    title: str
-    spec: JobSpec
-    script: str
 
 
 def plan_jobs(
@@ -67,13 +42,19 @@ def plan_jobs(
         found.append(
             _driver_job(run, "stage:simulate", "simulate", "simulate", pools, templates, where)
         )
-    if "neural" in run.trained and run.trained_block("neural") not in run.ledger("train").done():
-        found.append(_train_job(run, templates, where))
+    if "neural" in run.trained and not run.is_trained:
+        found.append(train_job(run, templates, where))
     pools = [cluster.analyse, *([cluster.simulate] if _has_pairs(run) else [])]
     return [
         *found,
         _driver_job(run, "stage:analyse", "analyse", "run", pools, templates, where),
     ]
+
+
+def on_a_cluster(run: Run) -> bool:
+    """Whether any stage is to run as a Slurm job."""
+    cluster = run.experiment.cluster
+    return any(c.kind != "local" for c in (cluster.simulate, cluster.train, cluster.analyse))
 
 
 def _has_pairs(run: Run) -> bool:
@@ -114,65 +95,19 @@ def _driver_job(
     }
     # A computing driver is placed as its pool, a waiting one as drivers are.
     places: list[JobConfig] = [*here[:1], config]
-    return _planned(run, role, title, command, places, size, templates / "driver.sbatch", where)
+    return planned_job(run, role, title, command, places, size, templates / "driver.sbatch", where)
 
 
-def _train_job(run: Run, templates: Path, where: Sequence[Path]) -> PlannedJob:
-    config, ranks = run.experiment.cluster.train, run.experiment.score.train.ranks
-    size: dict[str, Any] = {
-        "tasks": ranks,
-        "nodes": 1 if config.kind == "local" else None,
-        "tasks_per_node": config.ranks_per_node,
-        "cores": config.threads,
-        "memory": None if config.memory is None else -(-config.memory // ranks),
-        "lead": round(config.signal_lead),
-        "attempts": config.max_restarts + 1,
-        "requeues": DriverConfig().requeues if config.requeue else 0,
-    }
-    template = templates / "train.sbatch"
-    return _planned(run, "stage:train", "train", "train", [config], size, template, where)
+def python_path(source: str) -> list[Path]:
+    """Folders from which modules named in an experiment file are imported."""
+    where = Path(source).resolve().parent if Path(source).suffix else Path.cwd()
+    return list(dict.fromkeys([where, Path.cwd()]))
 
 
-def _lead(wanted: int, walltime: float | None) -> int:
-    """Less where the walltime is short: Slurm may warn a minute too early."""
-    return wanted if walltime is None else max(1, min(wanted, int(walltime) // 4))
-
-
-def _planned(
-    run: Run,
-    role: str,
-    title: str,
-    command: str,
-    configs: Sequence[JobConfig],
-    size: dict[str, Any],
-    template: Path,
-    where: Sequence[Path],
-) -> PlannedJob:
-    walltime = _first(config.walltime for config in configs)
-    size["lead"] = _lead(size["lead"], walltime)
-    site = place(run.experiment.cluster.simulate.config_name)
-    folder = run.folder.absolute()
-    experiment = [str(folder / "experiment.yaml"), "--runs", str(folder.parent)]
-    spec = JobSpec(
-        name=job_name(folder, role),
-        log=folder / "logs" / f"{title}-%j.log",
-        command=[sys.executable, "-m", "workflow.cli", command, *experiment],
-        directory=Path.cwd(),
-        environment={"PYTHONPATH": _python_path(where), ROLE_VARIABLE: role},
-        walltime=walltime,
-        queue=_first(config.queue for config in configs) or site.queue,
-        account=_first(config.account for config in configs) or site.account,
-        extra=_first(config.extra for config in configs) or site.extra,
-        prologue=_first(config.prologue for config in configs) or site.prologue,
-        **size,
-    )
-    return PlannedJob(role, title, spec, render(template, spec))
-
-
-def _first(values: Any) -> Any:
-    return next((value for value in values if value), None)
-
-
-def _python_path(where: Sequence[Path]) -> str:
-    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    return os.pathsep.join(dict.fromkeys([*map(str, where), *filter(None, before)]))
+def scripts(planned: Sequence[PlannedJob]) -> list[str]:
+    """The job scripts as text for people."""
+    told = []
+    for number, job in enumerate(planned):
+        after = f" after {planned[number - 1].title}" if number else ""
+        told += [f"# ==> {job.title}.sbatch{after}", job.script]
+    return told

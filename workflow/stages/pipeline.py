@@ -22,7 +22,7 @@ from workflow.stages.pools import Pools
 from workflow.stages.report import report
 from workflow.stages.respond import respond
 from workflow.stages.simulate import simulate
-from workflow.stages.train import train
+from workflow.stages.train import check_launch, train
 
 STAGES = ("simulate", "train", "evaluate", "respond", "report")
 """In order; each needs the ones before it."""
@@ -50,11 +50,13 @@ def run_stages(
         UserError, MachineError: in one line, what stopped it.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    with run_lock(run.folder):
+    with run_lock(run.folder, seconds=run.experiment.faults.lease):
         lay_down(run, command=command)
         collect_orphans(run.folder)
         run = load_run(run.folder, run.folder.parent)
         refuse_missing_files(run)
+        if "train" in stages:
+            check_launch(run)
         with Pools(run, max(expected_blocks(run).values()), client) as pools:
             for stage in stages:
                 require(run, stage)
