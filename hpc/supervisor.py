@@ -48,6 +48,15 @@ HOPELESS = 3
 BARREN = 2
 """Jobs in a row that lived to their end without any block done."""
 
+FRUITLESS = 10
+"""Jobs that may end without any block done, for whatever reason, beyond two for each allowed."""
+
+FAILURES = 60
+"""Looks in a row that may fail for reasons nobody thought of."""
+
+SILENCE = 900.0
+"""Seconds without an answer of Slurm, and without any worker, after which a pool gives up."""
+
 MUTE = 400.0
 """Seconds after which a running job without worker is cancelled; longer than its own patience."""
 
@@ -100,7 +109,9 @@ class Supervisor(threading.Thread):
         self._jobs: dict[str, _Job] = {}
         self._wanted, self._fewer_since, self._number = 0, math.inf, 0
         self._error: MachineError | None = None
-        self._note = ""
+        self._troubles: dict[str, str] = {}
+        self._answered = time.monotonic()
+        self._idle_jobs = 0
         self._stillborn, self._barren, self._last_block = 0, 0, 0.0
         self._next_look, self._pause, self._next_submit = 0.0, LOOKS[0], 0.0
         self._retry, self._next_beat = RETRIES[0], 0.0
@@ -121,7 +132,7 @@ class Supervisor(threading.Thread):
 
     def done(self) -> None:
         """A block is done."""
-        self._last_block, self._barren = time.monotonic(), 0
+        self._last_block, self._barren, self._idle_jobs = time.monotonic(), 0, 0
 
     def declined(self, address: str) -> None:
         """The worker there has too little time left: it goes, another comes."""
@@ -144,19 +155,27 @@ class Supervisor(threading.Thread):
     @property
     def note(self) -> str:
         """What is in the way, empty if nothing."""
-        return self._note
+        return "; ".join(self._troubles.values())
 
     # The thread.
 
     def run(self) -> None:
         """Look and act until stopped."""
+        failures = 0
         while not self._ending.wait(TICK):
             try:
                 self._tick()
+                failures = 0
             except MachineError as error:
                 self._error = error
-            except Exception:
+            except Exception as error:
                 LOG.exception("supervising jobs failed")
+                failures += 1
+                if failures > FAILURES:
+                    self._error = MachineError(
+                        f"worker jobs cannot be supervised ({type(error).__name__}: {error}); "
+                        "run the same command again"
+                    )
 
     def stop(self) -> list[str]:
         """End the thread; the ids of the jobs that may still be there."""
@@ -222,8 +241,13 @@ class Supervisor(threading.Thread):
             ids = [job.id for job in self._jobs.values()]
             listed = {job.id: job for job in slurm.jobs(ids, patience=0.0)}
         except MachineError as error:
-            self._note = str(error)
+            self._troubles["squeue"] = str(error)
+            working = any(job.address is not None for job in self._jobs.values())
+            if not working and now - self._answered > SILENCE:
+                raise
             return
+        self._answered = now
+        self._troubles.pop("squeue", None)
         for name, job in list(self._jobs.items()):
             found = listed.get(job.id)
             if found is not None and found.state in ALIVE:
@@ -246,6 +270,12 @@ class Supervisor(threading.Thread):
     def _mourn(self, job: _Job, now: float) -> None:
         """Judge the end of a job."""
         LOG.info("job %s ended", job.id)
+        self._idle_jobs += 1
+        if self._wanted and self._idle_jobs > FRUITLESS + 2 * self._max:
+            raise MachineError(
+                f"{self._idle_jobs} jobs ended since the last block was done; see "
+                f"{log_of(self._folder, job.id)}"
+            )
         if job.leaving:
             return
         if job.born is None:
@@ -305,7 +335,7 @@ class Supervisor(threading.Thread):
         try:
             job = self._submit(name)
         except MachineError as error:
-            self._note = str(error)
+            self._troubles["sbatch"] = str(error)
             if alone and isinstance(error, LaunchError):
                 raise
             LOG.warning("%s", error)
@@ -313,7 +343,8 @@ class Supervisor(threading.Thread):
             self._retry = min(1.5 * self._retry, RETRIES[1])
             return False
         self._jobs[name] = _Job(job, now)
-        self._retry, self._note = RETRIES[0], ""
+        self._retry = RETRIES[0]
+        self._troubles.pop("sbatch", None)
         self._changed(now)
         return True
 
@@ -328,7 +359,7 @@ class Supervisor(threading.Thread):
         running = sum(job.address is not None for job in jobs)
         queued = sum(job.born is None for job in jobs)
         leaving = sum(job.leaving for job in jobs)
-        shown = (self._min, self._max, running, queued, leaving, self._note)
+        shown = (self._min, self._max, running, queued, leaving, self.note)
         if now < self._next_beat and shown == self._shown:
             return
         self._shown, self._next_beat = shown, now + control.BEAT
