@@ -37,6 +37,9 @@ ALIVE = frozenset(
 )
 """States of a job that may still give a worker."""
 
+INNOCENT = frozenset("CANCELLED COMPLETING NODE_FAIL PREEMPTED REVOKED".split())
+"""States of a job that others ended, or whose end is not judged yet."""
+
 NEVER = re.compile(
     r"\(?(BadConstraints|Invalid\w+|Partition(Time|Node)Limit|\w*Max\w*PerJob\w*)\)?"
 )
@@ -48,7 +51,7 @@ HOPELESS = 3
 BARREN = 2
 """Jobs in a row that lived to their end without any block done."""
 
-FRUITLESS = 10
+FRUITLESS = 30
 """Jobs that may end without any block done, for whatever reason, beyond two for each allowed."""
 
 FAILURES = 60
@@ -263,12 +266,12 @@ class Supervisor(threading.Thread):
                     _cancel(job)
             elif job.address is None:
                 del self._jobs[name]
-                self._mourn(job, now)
+                self._mourn(job, now, innocent=found is not None and found.state in INNOCENT)
             else:  # its worker has not gone yet, or is being brought down now
                 self._changed(now)
         self._refuse_hopeless_queue()
 
-    def _mourn(self, job: _Job, now: float) -> None:
+    def _mourn(self, job: _Job, now: float, *, innocent: bool) -> None:
         """Judge the end of a job."""
         LOG.info("job %s ended", job.id)
         self._idle_jobs += 1
@@ -277,7 +280,7 @@ class Supervisor(threading.Thread):
                 f"{self._idle_jobs} jobs ended since the last block was done; see "
                 f"{log_of(self._folder, job.id)}"
             )
-        if job.leaving:
+        if job.leaving or innocent:
             return
         if job.born is None:
             self._stillborn += 1
