@@ -132,15 +132,15 @@ def kill_one(folder, draw):
     """Kill a worker or its job; how many were there to be killed."""
     if not folder.is_dir():
         return 0
-    if draw.random() < 0.5:
-        victims = workers(folder)
-        if victims:
-            draw.choice(victims).kill()
-        return len(victims[:1])
+    victims = workers(folder)
+    if not victims:
+        return 0
     jobs = [job.id for job in alive(folder) if job.state == "RUNNING"]
-    if jobs:
+    if jobs and draw.random() < 0.5:
         slurm.cancel([draw.choice(jobs)], signal="KILL")
-    return len(jobs[:1])
+    else:
+        draw.choice(victims).kill()
+    return 1
 
 
 def kill_drivers(work, seed, *, kills=20):

@@ -183,7 +183,8 @@ def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
         if not busy:
             raise LaunchError(f"{command[0]} refused: {said or f'exit code {done.returncode}'}")
         if time.monotonic() + pause > give_up:
-            raise MachineError(f"{command[0]} failed for {patience:g} s: {said}; run again later")
+            lasting = f" for {patience:g} s" if patience else ""
+            raise MachineError(f"{command[0]} failed{lasting}: {said}; run again later")
         # Spread out: a busy Slurm is not helped by everybody asking at once.
         time.sleep(pause * random.uniform(0.5, 1.5))
         pause = min(2 * pause, 30.0)

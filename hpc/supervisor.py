@@ -17,7 +17,7 @@ import distributed
 
 from hpc import control, slurm
 from hpc.deadline import leave
-from hpc.errors import LaunchError, MachineError
+from hpc.errors import LaunchError, MachineError, StoreError
 from hpc.job_script import Jobs
 
 TICK = 1.0
@@ -29,13 +29,16 @@ LOOKS = (3.0, 60.0)
 RETRIES = (1.0, 10.0)
 """Seconds between tries of a failing sbatch, first and at most."""
 
-SETTLE = 5.0
+SETTLE = 6.0
 """Seconds of less work before workers are let go: the next stage may want them."""
 
 ALIVE = frozenset(
     "PENDING CONFIGURING RUNNING SUSPENDED STOPPED RESIZING REQUEUED SIGNALING".split()
 )
 """States of a job that may still give a worker."""
+
+INNOCENT = frozenset("CANCELLED COMPLETING NODE_FAIL PREEMPTED REVOKED".split())
+"""States of a job that others ended, or whose end is not judged yet."""
 
 NEVER = re.compile(
     r"\(?(BadConstraints|Invalid\w+|Partition(Time|Node)Limit|\w*Max\w*PerJob\w*)\)?"
@@ -48,7 +51,7 @@ HOPELESS = 3
 BARREN = 2
 """Jobs in a row that lived to their end without any block done."""
 
-FRUITLESS = 10
+FRUITLESS = 30
 """Jobs that may end without any block done, for whatever reason, beyond two for each allowed."""
 
 FAILURES = 60
@@ -65,7 +68,7 @@ LOG = logging.getLogger("distributed.gfdt")
 
 @dataclass
 class _Job:
-    """One worker job; `address` while its worker is known to the scheduler."""
+    """One worker job; `address` while its worker is known to the scheduler, `seen` when it was."""
 
     id: str
     submitted: float
@@ -74,7 +77,8 @@ class _Job:
     leaving: bool = False
     state: str = "PENDING"
     reason: str = ""
-    started: float | None = None
+    seen: float | None = None
+    worked: bool = False
 
 
 class Supervisor(threading.Thread):
@@ -107,7 +111,7 @@ class Supervisor(threading.Thread):
         self._usual = jobs.min_jobs, jobs.max_jobs
         self._min, self._max = self._usual
         self._jobs: dict[str, _Job] = {}
-        self._wanted, self._fewer_since, self._number = 0, math.inf, 0
+        self._asked, self._wanted, self._fewer_since, self._number = 0, 0, math.inf, 0
         self._error: MachineError | None = None
         self._troubles: dict[str, str] = {}
         self._answered = time.monotonic()
@@ -122,13 +126,7 @@ class Supervisor(threading.Thread):
 
     def want(self, tasks: int) -> None:
         """So many tasks could run at once."""
-        if tasks >= self._wanted:
-            self._wanted, self._fewer_since = tasks, math.inf
-            return
-        now = time.monotonic()
-        self._fewer_since = min(self._fewer_since, now)
-        if now - self._fewer_since > SETTLE:
-            self._wanted, self._fewer_since = tasks, math.inf
+        self._asked = tasks
 
     def done(self) -> None:
         """A block is done."""
@@ -193,12 +191,20 @@ class Supervisor(threading.Thread):
         self._max = self._usual[1] if order.max_jobs is None else order.max_jobs
         lowest = self._usual[0] if order.min_jobs is None else order.min_jobs
         self._min = min(lowest, self._max)
+        self._settle(now)
         busy = {name for name, (_, tasks) in crew.items() if tasks}
         self._fit(busy, now)
         for name, job in list(self._jobs.items()):
             if job.leaving and job.address is not None:
                 self._see_off(job.address, idle=name not in busy)
         self._show(now)
+
+    def _settle(self, now: float) -> None:
+        """More work counts at once, less only when it has lasted."""
+        fewer = self._asked < self._wanted
+        self._fewer_since = min(self._fewer_since, now) if fewer else math.inf
+        if not fewer or now - self._fewer_since > SETTLE:
+            self._wanted = self._asked
 
     async def _crew(self) -> dict[str, tuple[str, int]]:
         workers = self._scheduler.workers.values()
@@ -220,13 +226,15 @@ class Supervisor(threading.Thread):
     def _meet(self, crew: dict[str, tuple[str, int]], now: float) -> None:
         """Take note of workers that came and went."""
         for name, job in self._jobs.items():
-            address = crew[name][0] if name in crew else None
+            address, tasks = crew.get(name, (None, 0))
             if address is not None and job.born is None:
                 job.born, self._stillborn = now, 0
                 self._changed(now)
             if address is None and job.address is not None:
                 self._changed(now, at_once=True)
-            job.address = address
+            job.address, job.worked = address, job.worked or tasks > 0
+            if address is not None:
+                job.seen = now
 
     def _changed(self, now: float, *, at_once: bool = False) -> None:
         self._pause = LOOKS[0]
@@ -252,22 +260,18 @@ class Supervisor(threading.Thread):
             found = listed.get(job.id)
             if found is not None and found.state in ALIVE:
                 job.state, job.reason = found.state, found.reason
-                if found.state == "RUNNING" and job.started is None:
-                    job.started = now
-                self._cancel_mute(job, now)
+                if found.state == "RUNNING":
+                    job.seen = job.seen or now
+                if job.seen is not None and now - job.seen > MUTE:
+                    _cancel(job)
             elif job.address is None:
                 del self._jobs[name]
-                self._mourn(job, now)
+                self._mourn(job, now, innocent=found is not None and found.state in INNOCENT)
             else:  # its worker has not gone yet, or is being brought down now
                 self._changed(now)
         self._refuse_hopeless_queue()
 
-    def _cancel_mute(self, job: _Job, now: float) -> None:
-        since = job.started
-        if since is not None and job.address is None and now - since > MUTE:
-            _cancel(job)
-
-    def _mourn(self, job: _Job, now: float) -> None:
+    def _mourn(self, job: _Job, now: float, *, innocent: bool) -> None:
         """Judge the end of a job."""
         LOG.info("job %s ended", job.id)
         self._idle_jobs += 1
@@ -276,7 +280,7 @@ class Supervisor(threading.Thread):
                 f"{self._idle_jobs} jobs ended since the last block was done; see "
                 f"{log_of(self._folder, job.id)}"
             )
-        if job.leaving:
+        if job.leaving or innocent:
             return
         if job.born is None:
             self._stillborn += 1
@@ -285,7 +289,7 @@ class Supervisor(threading.Thread):
                     f"{HOPELESS} jobs in a row ended before their worker came, the last with: "
                     f"{self._last_words(job)}"
                 )
-        elif now - job.born > 0.8 * self._lifetime and self._last_block < job.born:
+        elif job.worked and now - job.born > 0.8 * self._lifetime and self._last_block < job.born:
             self._barren += 1
             if self._barren >= BARREN:
                 raise MachineError(
@@ -363,7 +367,8 @@ class Supervisor(threading.Thread):
         if now < self._next_beat and shown == self._shown:
             return
         self._shown, self._next_beat = shown, now + control.BEAT
-        control.write_state(self._folder, control.PoolState(*shown, written=time.time()))
+        with contextlib.suppress(StoreError):  # worth no stop
+            control.write_state(self._folder, control.PoolState(*shown, written=time.time()))
 
 
 def _cancel(job: _Job) -> None:

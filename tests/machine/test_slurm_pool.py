@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import distributed
 import pytest
@@ -85,8 +86,8 @@ def test_jobs_come_as_there_is_work_and_a_lost_one_is_replaced(folder):
 
 def test_strangers_are_refused_and_credentials_are_private(folder):
     """Another user of the same network knows the address, and nothing else."""
-    with opened(folder) as client:
-        run_chains(client, nap, naps(1, 0.0), on_receipt=lambda _: None)
+    with opened(folder, replace(SMALL, min_jobs=1, max_jobs=1)) as client:
+        client.wait_for_workers(1, timeout=60)
         address = client.scheduler.address
         assert address.startswith("tls://")
         for path in folder.glob(".tls-*/*"):
