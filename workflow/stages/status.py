@@ -36,10 +36,11 @@ def status(run: Run) -> dict[str, Any]:
     Returns:
         `stages`: blocks done and expected (for `train` steps, those of the last checkpoint);
         `groups`: blocks of the ensemble done by each group of members, `group_blocks` of them
-        expected; `quarantined`: members left out because they became non-finite; `driver`: who works or last worked in the folder; `jobs`: those in the queue, and
-        of each role the last one that ended; `slurm`: why the queue is not known; `training`: the
-        last steps and losses; `rate`: blocks (steps) per second and seconds left of the stage that
-        is running; `core_hours` of finished blocks; `stein`: raw Stein errors of a finished run.
+        expected; `quarantined`: members left out because they became non-finite; `driver`: who
+        works or last worked in the folder; `jobs`: those in the queue, and of each role the last
+        one that ended; `slurm`: why the queue is not known; `training`: the last steps and losses;
+        `rate`: blocks (steps) per second and seconds left of the stage that is running;
+        `core_hours` of finished blocks; `stein`: raw Stein errors of a finished run.
     """
     found = {stage: run.ledger(stage).done() for stage in LEDGERS}
     stages = {
