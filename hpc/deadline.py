@@ -17,8 +17,8 @@ import distributed
 START, DEADLINE = "GFDT_START", "GFDT_DEADLINE"
 """Environment variables of a worker: seconds since the epoch of its start and of its end."""
 
-FRESH = 0.1
-"""A worker declines nothing in this part of its time: more time than it has, nobody has."""
+_begun = False
+"""Whether this process has had a task."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +43,12 @@ def in_time(needed: float, function: Callable[..., Any], *arguments: Any) -> Any
     Returns:
         What the function returns, or a `Declined`.
     """
+    global _begun
     start = float(os.environ.get(START, "-inf"))
     end = float(os.environ.get(DEADLINE, "inf"))
-    now = time.time()
-    if now + needed > end and (now - start) > FRESH * (end - start):
+    now, first, _begun = time.time(), not _begun, True
+    # A new worker takes its first task however long that is: no other would have more time.
+    if now + needed > end and not (first and now < (start + end) / 2):
         return Declined(distributed.get_worker().address)
     return function(*arguments)
 

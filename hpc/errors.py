@@ -47,7 +47,7 @@ class RunLocked(MachineError):
 
 
 class LaunchError(MachineError):
-    """MPI ranks could not be started as asked."""
+    """MPI ranks or Slurm jobs could not be started as asked."""
 
     exit_code = CONFIGURATION
 

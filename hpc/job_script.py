@@ -95,8 +95,7 @@ def site(jobs: Jobs) -> dict[str, Any]:
     Raises:
         LaunchError: there is no such section.
     """
-    _slurm_job()  # its import loads the shipped configuration
-    known = dask.config.get("jobqueue")
+    known = {"slurm": {}} | dask.config.get("jobqueue", {})
     if jobs.config_name not in known:
         names = ", ".join(sorted(known))
         raise LaunchError(
@@ -109,6 +108,7 @@ def site(jobs: Jobs) -> dict[str, Any]:
 
 @cache
 def _shipped() -> dict[str, Any]:
+    _slurm_job()  # in the right thread
     text = files("dask_jobqueue").joinpath("jobqueue.yaml").read_text()
     return dict(yaml.safe_load(text)["jobqueue"]["slurm"])
 

@@ -89,6 +89,20 @@ def holder_of(folder: Path) -> Holder | None:
     return _look(folder / f"{PREFIX}{newest:08d}")[0] if newest else None
 
 
+def is_alive(folder: Path, *, seconds: float) -> bool:
+    """Whether the holder of a folder still works, as far as this host can tell; writes nothing.
+
+    Args:
+        folder: the folder.
+        seconds: life of its lease. Clocks of hosts may differ by as much.
+    """
+    newest = _newest(folder)
+    holder, written = _look(folder / f"{PREFIX}{newest:08d}") if newest else (None, None)
+    if holder is None or written is None or holder.is_dead:
+        return False
+    return holder.host == socket.gethostname() or time.time() - written < 2 * seconds
+
+
 @contextlib.contextmanager
 def lease(folder: Path, *, seconds: float, patience: float) -> Iterator[None]:
     """Hold a folder, renewing the lease from a thread of its own.

@@ -20,6 +20,9 @@ from hpc.errors import LaunchError, MachineError
 TIMEOUT = 60.0
 """Seconds after which one Slurm command counts as failed."""
 
+SHORTEST = 10.0
+"""Seconds that one Slurm command has at least, however little patience there is."""
+
 PATIENCE = 300.0
 """Seconds over which a busy Slurm is asked again before giving up."""
 
@@ -88,6 +91,10 @@ def submit(script: Path, options: Sequence[str] = (), *, patience: float = PATIE
 def jobs(ids: Iterable[str] | None = None, *, patience: float = PATIENCE) -> list[Job]:
     """Jobs of this user in the queue, or those of `ids` that Slurm still knows.
 
+    Args:
+        ids: of the jobs, ended ones included.
+        patience: seconds over which a busy Slurm is asked again.
+
     Raises:
         LaunchError, MachineError: as `submit`.
     """
@@ -151,13 +158,14 @@ def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
         MachineError: Slurm stayed busy for `patience` seconds.
     """
     give_up, pause = time.monotonic() + patience, 1.0
+    within = min(TIMEOUT, max(patience, SHORTEST))
     while True:
         try:
             done = subprocess.run(
                 command,
                 capture_output=True,
                 text=True,
-                timeout=TIMEOUT,
+                timeout=within,
                 stdin=subprocess.DEVNULL,
                 env=_environment(),
             )
@@ -166,7 +174,7 @@ def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
                 return done.stdout
             busy = any(word in said.lower() for word in BUSY)
         except subprocess.TimeoutExpired:
-            said, busy = f"no answer within {TIMEOUT:g} s", True
+            said, busy = f"no answer within {within:g} s", True
         except FileNotFoundError:
             raise LaunchError(
                 f"no {command[0]} on this machine: run where Slurm is, or set the cluster kind "
@@ -175,7 +183,8 @@ def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
         if not busy:
             raise LaunchError(f"{command[0]} refused: {said or f'exit code {done.returncode}'}")
         if time.monotonic() + pause > give_up:
-            raise MachineError(f"{command[0]} failed for {patience:g} s: {said}; run again later")
+            lasting = f" for {patience:g} s" if patience else ""
+            raise MachineError(f"{command[0]} failed{lasting}: {said}; run again later")
         # Spread out: a busy Slurm is not helped by everybody asking at once.
         time.sleep(pause * random.uniform(0.5, 1.5))
         pause = min(2 * pause, 30.0)

@@ -19,6 +19,9 @@ from hpc.supervisor import Supervisor, log_of
 
 ROLE = "worker"
 
+PATIENCE = 30.0
+"""Seconds for a busy Slurm to cancel jobs, which end by themselves some time later."""
+
 
 @contextlib.contextmanager
 def slurm_client(jobs: Jobs, *, workers: int, log_dir: Path) -> Iterator[distributed.Client]:
@@ -77,11 +80,12 @@ def slurm_client(jobs: Jobs, *, workers: int, log_dir: Path) -> Iterator[distrib
             left = pool.stop()
             control.forget(folder)
             with contextlib.suppress(MachineError):
-                slurm.cancel(left)
+                slurm.cancel(left, patience=PATIENCE)
             cancel_named(name)  # one whose sbatch was interrupted is in no list
 
 
 def cancel_named(name: str) -> None:
     """Cancel this user's jobs of that name, which are those of one run folder."""
     with contextlib.suppress(MachineError):
-        slurm.cancel([job.id for job in slurm.jobs() if job.name == name])
+        found = [job.id for job in slurm.jobs(patience=PATIENCE) if job.name == name]
+        slurm.cancel(found, patience=PATIENCE)

@@ -17,7 +17,7 @@ import distributed
 
 from hpc import control, slurm
 from hpc.deadline import leave
-from hpc.errors import LaunchError, MachineError
+from hpc.errors import LaunchError, MachineError, StoreError
 from hpc.job_script import Jobs
 
 TICK = 1.0
@@ -29,13 +29,16 @@ LOOKS = (3.0, 60.0)
 RETRIES = (1.0, 10.0)
 """Seconds between tries of a failing sbatch, first and at most."""
 
-SETTLE = 5.0
+SETTLE = 6.0
 """Seconds of less work before workers are let go: the next stage may want them."""
 
 ALIVE = frozenset(
     "PENDING CONFIGURING RUNNING SUSPENDED STOPPED RESIZING REQUEUED SIGNALING".split()
 )
 """States of a job that may still give a worker."""
+
+INNOCENT = frozenset("CANCELLED COMPLETING NODE_FAIL PREEMPTED REVOKED".split())
+"""States of a job that others ended, or whose end is not judged yet."""
 
 NEVER = re.compile(
     r"\(?(BadConstraints|Invalid\w+|Partition(Time|Node)Limit|\w*Max\w*PerJob\w*)\)?"
@@ -48,6 +51,15 @@ HOPELESS = 3
 BARREN = 2
 """Jobs in a row that lived to their end without any block done."""
 
+FRUITLESS = 30
+"""Jobs that may end without any block done, for whatever reason, beyond two for each allowed."""
+
+FAILURES = 60
+"""Looks in a row that may fail for reasons nobody thought of."""
+
+SILENCE = 900.0
+"""Seconds without an answer of Slurm, and without any worker, after which a pool gives up."""
+
 MUTE = 400.0
 """Seconds after which a running job without worker is cancelled; longer than its own patience."""
 
@@ -56,7 +68,7 @@ LOG = logging.getLogger("distributed.gfdt")
 
 @dataclass
 class _Job:
-    """One worker job; `address` while its worker is known to the scheduler."""
+    """One worker job; `address` while its worker is known to the scheduler, `seen` when it was."""
 
     id: str
     submitted: float
@@ -65,7 +77,8 @@ class _Job:
     leaving: bool = False
     state: str = "PENDING"
     reason: str = ""
-    started: float | None = None
+    seen: float | None = None
+    worked: bool = False
 
 
 class Supervisor(threading.Thread):
@@ -98,9 +111,11 @@ class Supervisor(threading.Thread):
         self._usual = jobs.min_jobs, jobs.max_jobs
         self._min, self._max = self._usual
         self._jobs: dict[str, _Job] = {}
-        self._wanted, self._fewer_since, self._number = 0, math.inf, 0
+        self._asked, self._wanted, self._fewer_since, self._number = 0, 0, math.inf, 0
         self._error: MachineError | None = None
-        self._note = ""
+        self._troubles: dict[str, str] = {}
+        self._answered = time.monotonic()
+        self._idle_jobs = 0
         self._stillborn, self._barren, self._last_block = 0, 0, 0.0
         self._next_look, self._pause, self._next_submit = 0.0, LOOKS[0], 0.0
         self._retry, self._next_beat = RETRIES[0], 0.0
@@ -111,17 +126,11 @@ class Supervisor(threading.Thread):
 
     def want(self, tasks: int) -> None:
         """So many tasks could run at once."""
-        if tasks >= self._wanted:
-            self._wanted, self._fewer_since = tasks, math.inf
-            return
-        now = time.monotonic()
-        self._fewer_since = min(self._fewer_since, now)
-        if now - self._fewer_since > SETTLE:
-            self._wanted, self._fewer_since = tasks, math.inf
+        self._asked = tasks
 
     def done(self) -> None:
         """A block is done."""
-        self._last_block, self._barren = time.monotonic(), 0
+        self._last_block, self._barren, self._idle_jobs = time.monotonic(), 0, 0
 
     def declined(self, address: str) -> None:
         """The worker there has too little time left: it goes, another comes."""
@@ -144,19 +153,27 @@ class Supervisor(threading.Thread):
     @property
     def note(self) -> str:
         """What is in the way, empty if nothing."""
-        return self._note
+        return "; ".join(self._troubles.values())
 
     # The thread.
 
     def run(self) -> None:
         """Look and act until stopped."""
+        failures = 0
         while not self._ending.wait(TICK):
             try:
                 self._tick()
+                failures = 0
             except MachineError as error:
                 self._error = error
-            except Exception:
+            except Exception as error:
                 LOG.exception("supervising jobs failed")
+                failures += 1
+                if failures > FAILURES:
+                    self._error = MachineError(
+                        f"worker jobs cannot be supervised ({type(error).__name__}: {error}); "
+                        "run the same command again"
+                    )
 
     def stop(self) -> list[str]:
         """End the thread; the ids of the jobs that may still be there."""
@@ -174,12 +191,20 @@ class Supervisor(threading.Thread):
         self._max = self._usual[1] if order.max_jobs is None else order.max_jobs
         lowest = self._usual[0] if order.min_jobs is None else order.min_jobs
         self._min = min(lowest, self._max)
+        self._settle(now)
         busy = {name for name, (_, tasks) in crew.items() if tasks}
         self._fit(busy, now)
         for name, job in list(self._jobs.items()):
             if job.leaving and job.address is not None:
                 self._see_off(job.address, idle=name not in busy)
         self._show(now)
+
+    def _settle(self, now: float) -> None:
+        """More work counts at once, less only when it has lasted."""
+        fewer = self._asked < self._wanted
+        self._fewer_since = min(self._fewer_since, now) if fewer else math.inf
+        if not fewer or now - self._fewer_since > SETTLE:
+            self._wanted = self._asked
 
     async def _crew(self) -> dict[str, tuple[str, int]]:
         workers = self._scheduler.workers.values()
@@ -201,13 +226,15 @@ class Supervisor(threading.Thread):
     def _meet(self, crew: dict[str, tuple[str, int]], now: float) -> None:
         """Take note of workers that came and went."""
         for name, job in self._jobs.items():
-            address = crew[name][0] if name in crew else None
+            address, tasks = crew.get(name, (None, 0))
             if address is not None and job.born is None:
                 job.born, self._stillborn = now, 0
                 self._changed(now)
             if address is None and job.address is not None:
                 self._changed(now, at_once=True)
-            job.address = address
+            job.address, job.worked = address, job.worked or tasks > 0
+            if address is not None:
+                job.seen = now
 
     def _changed(self, now: float, *, at_once: bool = False) -> None:
         self._pause = LOOKS[0]
@@ -222,31 +249,38 @@ class Supervisor(threading.Thread):
             ids = [job.id for job in self._jobs.values()]
             listed = {job.id: job for job in slurm.jobs(ids, patience=0.0)}
         except MachineError as error:
-            self._note = str(error)
+            self._troubles["squeue"] = str(error)
+            working = any(job.address is not None for job in self._jobs.values())
+            if not working and now - self._answered > SILENCE:
+                raise
             return
+        self._answered = now
+        self._troubles.pop("squeue", None)
         for name, job in list(self._jobs.items()):
             found = listed.get(job.id)
             if found is not None and found.state in ALIVE:
                 job.state, job.reason = found.state, found.reason
-                if found.state == "RUNNING" and job.started is None:
-                    job.started = now
-                self._cancel_mute(job, now)
+                if found.state == "RUNNING":
+                    job.seen = job.seen or now
+                if job.seen is not None and now - job.seen > MUTE:
+                    _cancel(job)
             elif job.address is None:
                 del self._jobs[name]
-                self._mourn(job, now)
+                self._mourn(job, now, innocent=found is not None and found.state in INNOCENT)
             else:  # its worker has not gone yet, or is being brought down now
                 self._changed(now)
         self._refuse_hopeless_queue()
 
-    def _cancel_mute(self, job: _Job, now: float) -> None:
-        since = job.started
-        if since is not None and job.address is None and now - since > MUTE:
-            _cancel(job)
-
-    def _mourn(self, job: _Job, now: float) -> None:
+    def _mourn(self, job: _Job, now: float, *, innocent: bool) -> None:
         """Judge the end of a job."""
         LOG.info("job %s ended", job.id)
-        if job.leaving:
+        self._idle_jobs += 1
+        if self._wanted and self._idle_jobs > FRUITLESS + 2 * self._max:
+            raise MachineError(
+                f"{self._idle_jobs} jobs ended since the last block was done; see "
+                f"{log_of(self._folder, job.id)}"
+            )
+        if job.leaving or innocent:
             return
         if job.born is None:
             self._stillborn += 1
@@ -255,7 +289,7 @@ class Supervisor(threading.Thread):
                     f"{HOPELESS} jobs in a row ended before their worker came, the last with: "
                     f"{self._last_words(job)}"
                 )
-        elif now - job.born > 0.8 * self._lifetime and self._last_block < job.born:
+        elif job.worked and now - job.born > 0.8 * self._lifetime and self._last_block < job.born:
             self._barren += 1
             if self._barren >= BARREN:
                 raise MachineError(
@@ -305,7 +339,7 @@ class Supervisor(threading.Thread):
         try:
             job = self._submit(name)
         except MachineError as error:
-            self._note = str(error)
+            self._troubles["sbatch"] = str(error)
             if alone and isinstance(error, LaunchError):
                 raise
             LOG.warning("%s", error)
@@ -313,7 +347,8 @@ class Supervisor(threading.Thread):
             self._retry = min(1.5 * self._retry, RETRIES[1])
             return False
         self._jobs[name] = _Job(job, now)
-        self._retry, self._note = RETRIES[0], ""
+        self._retry = RETRIES[0]
+        self._troubles.pop("sbatch", None)
         self._changed(now)
         return True
 
@@ -328,11 +363,12 @@ class Supervisor(threading.Thread):
         running = sum(job.address is not None for job in jobs)
         queued = sum(job.born is None for job in jobs)
         leaving = sum(job.leaving for job in jobs)
-        shown = (self._min, self._max, running, queued, leaving, self._note)
+        shown = (self._min, self._max, running, queued, leaving, self.note)
         if now < self._next_beat and shown == self._shown:
             return
         self._shown, self._next_beat = shown, now + control.BEAT
-        control.write_state(self._folder, control.PoolState(*shown, written=time.time()))
+        with contextlib.suppress(StoreError):  # worth no stop
+            control.write_state(self._folder, control.PoolState(*shown, written=time.time()))
 
 
 def _cancel(job: _Job) -> None:

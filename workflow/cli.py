@@ -14,12 +14,15 @@ from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
 from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
 from workflow.cli_matrix import matrix
+from workflow.cli_plan import plan, tell_plan
 from workflow.cli_scale import scale
+from workflow.cli_status import status
 from workflow.interfaces import UserError
 from workflow.options import (
     HERE,
     Data,
     Dims,
+    DryRun,
     Estimator,
     Homogeneous,
     Json,
@@ -56,9 +59,9 @@ def _go(
     verbose: int,
     quiet: bool,
 ) -> None:
-    from workflow.stages.health import status as status_of
     from workflow.stages.pipeline import STAGES as ALL
     from workflow.stages.pipeline import run_stages
+    from workflow.stages.status import status as status_of
 
     if quiet or as_json:
         logging.getLogger("workflow").setLevel(logging.ERROR)
@@ -116,6 +119,7 @@ def _data_command(name: str) -> Callable[..., None]:
         max_lag: MaxLag = None,
         estimator: Estimator = None,
         run_name: RunName = None,
+        dry_run: DryRun = False,
         settings: Settings = None,
         runs: Runs = HERE,
         as_json: Json = False,
@@ -129,8 +133,12 @@ def _data_command(name: str) -> Callable[..., None]:
         own = asked(experiment, data, *options)
         if own is None:
             run = open_run(str(experiment), runs, settings or [])
+            if dry_run:
+                return tell_plan(run, as_json, quiet, source=str(experiment))
             return _go(run, stages, as_json, verbose, quiet)
         run, told = open_own_data(own, runs, settings or [])
+        if dry_run:
+            return tell_plan(run, as_json, quiet)
         tell(None, [] if as_json else told, False, quiet)
         _go(run, None, as_json, verbose, quiet)
 
@@ -142,51 +150,11 @@ for _name, _help in STAGES.items():
     app.command(_name, help=_help)(_make(_name))
 app.command("forecast")(forecast)
 app.command("matrix")(matrix)
+app.command("plan")(plan)
 app.command("submit")(submit)
+app.command("status")(status)
 app.command("cancel")(cancel)
 app.command("scale")(scale)
-
-
-@app.command()
-def plan(
-    experiment: Source,
-    settings: Settings = None,
-    runs: Runs = HERE,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Sizes, files and core-hours; writes nothing."""
-    from workflow.opening import open_run
-    from workflow.stages.plan import plan as plan_of
-
-    found = plan_of(open_run(experiment, runs, settings or []))
-    lines = []
-    for key, value in found.items():
-        text = f"{value / 2**20:.1f} MiB" if "bytes" in key else str(value)
-        lines.append(f"{key.replace('_', ' '):32} {text}")
-    tell(found, lines, as_json, quiet)
-
-
-@app.command()
-def status(
-    name: Name,
-    runs: Runs = HERE,
-    as_json: Json = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-) -> None:
-    """How far a run is, from its files."""
-    from workflow.runs import load_run
-    from workflow.stages.health import status as status_of
-
-    found = status_of(load_run(name, runs))
-    lines = [f"{found['name']} in {found['folder']}"]
-    for stage, one in found["stages"].items():
-        lines.append(f"  {stage:10} {one['done']:>8} of {one['blocks']}")
-    lines.append(f"  report     {found['report'] or 'not yet'}")
-    if verbose:
-        lines += [f"  {stage:10} {s:>8} s" for stage, s in found["wall_seconds"].items()]
-    tell(found, lines, as_json, quiet)
 
 
 @app.command()
@@ -222,7 +190,7 @@ def repair(
     from workflow.stages.health import verify as verify_run
 
     found = load_run(name, runs)
-    with run_lock(found.folder):
+    with run_lock(found.folder, seconds=found.experiment.faults.lease):
         problems = verify_run(found, repair=True)
     _tell_problems(found, problems, as_json, verbose, quiet)
 

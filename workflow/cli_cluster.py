@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from workflow.options import HERE, Json, Name, Quiet, Runs, Settings, Source, tell
+from workflow.options import (
+    HERE,
+    DryRun,
+    Json,
+    Name,
+    Quiet,
+    Runs,
+    Settings,
+    SiteName,
+    SlurmDir,
+    Source,
+    tell,
+)
 from workflow.sites import SLURM
 
 if TYPE_CHECKING:
@@ -22,13 +33,6 @@ class Driver(StrEnum):
 
     chain = "chain"
     job = "job"
-
-
-SiteName = Annotated[
-    str | None, typer.Option("--site", metavar="NAME|FILE", help="the cluster, as a site file")
-]
-SlurmDir = Annotated[Path, typer.Option("--slurm-dir", help="folder of job templates and sites/")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="only tell what would be done")]
 
 
 def submit(
@@ -56,9 +60,8 @@ def submit(
     """
     from workflow.opening import open_run
     from workflow.sites import load_site, overruled
-    from workflow.stages.jobs import plan_jobs
+    from workflow.stages.jobs import plan_jobs, python_path, scripts
     from workflow.stages.plan import refuse_many_files
-    from workflow.stages.submit import python_path
     from workflow.stages.submit import submit as submit_jobs
 
     said = load_site(site, slurm_dir) if site else None
@@ -71,21 +74,13 @@ def submit(
     ids: list[str] = []
     if not dry_run:
         ids = submit_jobs(run, planned, command=" ".join(sys.argv))
-    lines = [*notes, *(_scripts(planned) if dry_run else _submitted(run, planned, ids))]
+    lines = [*notes, *(scripts(planned) if dry_run else _submitted(run, planned, ids))]
     found = [
         {"id": ids[i] if ids else None, "role": job.role, "name": job.spec.name}
         | ({"script": job.script} if dry_run else {})
         for i, job in enumerate(planned)
     ]
     tell({"run": str(run.folder), "jobs": found, "notes": notes}, lines, as_json, quiet)
-
-
-def _scripts(planned: list[PlannedJob]) -> list[str]:
-    lines = []
-    for number, job in enumerate(planned):
-        after = f" after {planned[number - 1].title}" if number else ""
-        lines += [f"# ==> {job.title}.sbatch{after}", job.script]
-    return lines
 
 
 def _submitted(run: Run, planned: list[PlannedJob], ids: list[str]) -> list[str]:

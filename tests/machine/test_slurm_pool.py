@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 
 import distributed
 import pytest
@@ -19,7 +20,7 @@ from hpc.chains import Task, run_chains
 from hpc.control import Order
 from hpc.errors import LaunchError, MachineError
 from hpc.job_script import Jobs
-from hpc.jobs import read
+from hpc.jobs import job_name, read
 from hpc.ledger import Receipt
 
 SMALL = Jobs(max_jobs=2, memory=2**29, walltime=600.0)
@@ -39,10 +40,7 @@ def naps(count, seconds):
 def folder(slurm_cluster, tmp_path):
     folder = tmp_path / "a run"  # a blank in the path, as users have them
     yield folder
-    deadline = time.monotonic() + 30
-    while [job for job in slurm.jobs() if job.state != "COMPLETING"]:
-        assert time.monotonic() < deadline, "jobs are left behind"
-        time.sleep(0.2)
+    wait_for(lambda: not jobs_of(folder))
     assert not list(folder.glob(".tls-*"))
     assert not (folder / control.STATE).exists()
 
@@ -58,8 +56,9 @@ def wait_for(condition, seconds=60.0):
         time.sleep(0.1)
 
 
-def running():
-    return [job for job in slurm.jobs() if job.state == "RUNNING"]
+def jobs_of(folder):
+    mine = [job for job in slurm.jobs() if job.name == job_name(folder, "worker")]
+    return [job.id for job in mine if job.state != "COMPLETING"]
 
 
 def test_jobs_come_as_there_is_work_and_a_lost_one_is_replaced(folder):
@@ -87,8 +86,8 @@ def test_jobs_come_as_there_is_work_and_a_lost_one_is_replaced(folder):
 
 def test_strangers_are_refused_and_credentials_are_private(folder):
     """Another user of the same network knows the address, and nothing else."""
-    with opened(folder) as client:
-        run_chains(client, nap, naps(1, 0.0), on_receipt=lambda _: None)
+    with opened(folder, replace(SMALL, min_jobs=1, max_jobs=1)) as client:
+        client.wait_for_workers(1, timeout=60)
         address = client.scheduler.address
         assert address.startswith("tls://")
         for path in folder.glob(".tls-*/*"):
@@ -181,6 +180,32 @@ def test_jobs_that_all_die_at_once_end_the_run_with_their_last_words(folder):
     assert time.monotonic() - started < 60
 
 
+def hasty(block):
+    """Done in no time, and says that it took for ever."""
+    time.sleep(0.2)
+    return Receipt(block, {}, {"seconds": 1000.0, "job": os.environ["SLURM_JOB_ID"]})
+
+
+def test_a_worker_with_too_little_time_left_hands_over_to_another_job(folder):
+    receipts = []
+    with opened(folder, Jobs(max_jobs=1, memory=2**29, walltime=600.0)) as client:
+        chains = [[Task(f"b{i}", (f"b{i}",))] for i in range(4)]
+        run_chains(client, hasty, chains, on_receipt=receipts.append)
+    assert Counter(r.block for r in receipts) == Counter(f"b{i}" for i in range(4))
+    assert len({r.facts["job"] for r in receipts}) >= 2
+
+
+@pytest.mark.soak
+def test_blocks_longer_than_a_job_end_the_run_with_advice(folder):
+    with (
+        opened(folder, Jobs(max_jobs=1, memory=2**29, walltime=20.0)) as client,
+        pytest.raises(
+            MachineError, match="no block was done within the 16 s .* raise the walltime"
+        ),
+    ):
+        run_chains(client, nap, naps(2, 300.0), on_receipt=print)
+
+
 FAILING = """#!/bin/sh
 n=$(cat {count} 2>/dev/null || echo 0)
 echo $((n + 1)) > {count}
@@ -212,12 +237,12 @@ def test_jobs_of_a_killed_driver_are_cancelled_by_the_next(folder, tmp_path):
         [sys.executable, str(script), str(folder)], stdout=subprocess.PIPE, text=True
     )
     assert driver.stdout.readline() == "ready\n"
-    (old,) = [job.id for job in running()]
+    (old,) = jobs_of(folder)
     driver.kill()
     driver.wait()
     driver.stdout.close()
     with opened(folder):
-        wait_for(lambda: not running(), seconds=30)
+        wait_for(lambda: old not in jobs_of(folder))
     assert read(folder)[0].id == old
 
 

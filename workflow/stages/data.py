@@ -160,14 +160,11 @@ def load_estimator(run: Run, name: str) -> ScoreEstimator:
     """
     if name == "exact":
         return ExactScore(run.system)
-    ledger = run.ledger("train")
-    receipts = [ledger.path(block) for block in ("whitening", run.trained_block(name))]
-    stamps = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in receipts)
-    return _load_estimator(str(run.folder), name, stamps)
+    return _load_estimator(str(run.folder), name, run.ledger("train").stamp)
 
 
 @lru_cache(maxsize=8)
-def _load_estimator(folder: str, name: str, _stamps: tuple[int, ...]) -> ScoreEstimator:
+def _load_estimator(folder: str, name: str, _stamp: int) -> ScoreEstimator:
     run = load_run(folder, Path("."))
     whitening = load_whitening(run)
     if name == "gaussian":

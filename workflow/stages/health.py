@@ -1,4 +1,4 @@
-"""Status and verification of a run, from its files alone, and of the machine."""
+"""Verification of a run, from its files alone, and of the machine."""
 
 from __future__ import annotations
 
@@ -10,28 +10,8 @@ from hpc.check_mpi import check_mpi
 from hpc.check_slurm import check_jobs, check_slurm
 from hpc.checks import check_machine, existing
 from hpc.ledger import Problem
-from workflow.runs import Run, cores, versions, wall_times
-from workflow.stages.pipeline import LEDGERS, expected_blocks
-
-
-def status(run: Run) -> dict[str, Any]:
-    """Blocks done of each stage, training steps, and whether there is a report."""
-    stages = {
-        stage: {"done": len(run.ledger(stage).done()), "blocks": blocks}
-        for stage, blocks in expected_blocks(run).items()
-    }
-    if run.experiment.score.estimator == "neural":
-        # Training may have stopped early.
-        total = run.trained_steps if run.is_trained else run.experiment.score.train.steps
-        stages["train"] = {"done": run.trained_steps, "blocks": total}
-    page = run.folder / "report" / "index.html"
-    return {
-        "name": run.experiment.name,
-        "folder": str(run.folder),
-        "stages": stages,
-        "wall_seconds": wall_times(run),
-        "report": str(page) if page.is_file() else None,
-    }
+from workflow.runs import Run, cores, versions
+from workflow.stages.pipeline import LEDGERS
 
 
 def verify(run: Run, *, repair: bool = False) -> list[Problem]:

@@ -42,13 +42,19 @@ def plan_jobs(
         found.append(
             _driver_job(run, "stage:simulate", "simulate", "simulate", pools, templates, where)
         )
-    if "neural" in run.trained and run.trained_block("neural") not in run.ledger("train").done():
+    if "neural" in run.trained and not run.is_trained:
         found.append(train_job(run, templates, where))
     pools = [cluster.analyse, *([cluster.simulate] if _has_pairs(run) else [])]
     return [
         *found,
         _driver_job(run, "stage:analyse", "analyse", "run", pools, templates, where),
     ]
+
+
+def on_a_cluster(run: Run) -> bool:
+    """Whether any stage is to run as a Slurm job."""
+    cluster = run.experiment.cluster
+    return any(c.kind != "local" for c in (cluster.simulate, cluster.train, cluster.analyse))
 
 
 def _has_pairs(run: Run) -> bool:
@@ -90,3 +96,18 @@ def _driver_job(
     # A computing driver is placed as its pool, a waiting one as drivers are.
     places: list[JobConfig] = [*here[:1], config]
     return planned_job(run, role, title, command, places, size, templates / "driver.sbatch", where)
+
+
+def python_path(source: str) -> list[Path]:
+    """Folders from which modules named in an experiment file are imported."""
+    where = Path(source).resolve().parent if Path(source).suffix else Path.cwd()
+    return list(dict.fromkeys([where, Path.cwd()]))
+
+
+def scripts(planned: Sequence[PlannedJob]) -> list[str]:
+    """The job scripts as text for people."""
+    told = []
+    for number, job in enumerate(planned):
+        after = f" after {planned[number - 1].title}" if number else ""
+        told += [f"# ==> {job.title}.sbatch{after}", job.script]
+    return told

@@ -98,7 +98,7 @@ def make_matrix(run: Run, asked: Asked, notify: Notify, *, memory: int = MATRIX_
     """
     require(run, STAGE)
     workers = _workers(run, asked, memory)
-    with run_lock(run.folder), telling_damage(run.folder):
+    with run_lock(run.folder, seconds=run.experiment.faults.lease), telling_damage(run.folder):
         collect_orphans(run.folder)
         refuse_missing_files(run)
         with ExitStack() as stack:

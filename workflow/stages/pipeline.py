@@ -50,7 +50,7 @@ def run_stages(
         UserError, MachineError: in one line, what stopped it.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    with run_lock(run.folder):
+    with run_lock(run.folder, seconds=run.experiment.faults.lease):
         lay_down(run, command=command)
         collect_orphans(run.folder)
         run = load_run(run.folder, run.folder.parent)

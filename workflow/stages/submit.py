@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,20 +89,18 @@ def refuse_second(run: Run) -> None:
 
 
 def own_jobs(folder: Path) -> list[tuple[jobs.Entry, slurm.Job]]:
-    """Jobs of a run that wait or run: recorded by it, of this user, and of its name.
+    """Jobs of a run that wait or run: recorded by it, of this user, and of its name; in order.
 
     Raises:
         LaunchError, MachineError: Slurm did not answer.
     """
-    entries = {entry.id: entry for entry in jobs.read(folder)}
-    if not entries:
-        return []
-    found = []
-    for job in slurm.jobs():
-        entry = entries.get(job.id)
-        if entry is not None and job.name == jobs.job_name(folder, entry.role):
-            found.append((entry, job))
-    return [(entry, job) for entry, job in found if job.state not in ENDED]
+    entries = jobs.read(folder)
+    queue = {job.id: job for job in slurm.jobs() if job.state not in ENDED} if entries else {}
+    return [
+        (entry, queue[entry.id])
+        for entry in {entry.id: entry for entry in entries}.values()
+        if entry.id in queue and queue[entry.id].name == jobs.job_name(folder, entry.role)
+    ]
 
 
 ROUNDS = 5
@@ -131,9 +128,3 @@ def cancel(run: Run, *, dry_run: bool = False) -> list[tuple[jobs.Entry, slurm.J
         found |= {j.id: (e, j) for e, j in new}
         time.sleep(min(1.0, 0.3 * (attempt + 1)))
     return list(found.values())
-
-
-def python_path(source: str) -> list[Path]:
-    """Folders from which modules named in an experiment file are imported."""
-    where = Path(source).resolve().parent if Path(source).suffix else Path.cwd()
-    return list(dict.fromkeys([where, Path(os.getcwd())]))
