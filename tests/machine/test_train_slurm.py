@@ -15,10 +15,10 @@ from hpc.errors import LaunchError, MachineError
 from hpc.notice import Notice
 from hpc.restarts import keep_trying
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "reliability_training.py"
-SPEC = importlib.util.spec_from_file_location("reliability_training", PATH)
+PATH = Path(__file__).parents[2] / "benchmarks" / "lost_training.py"
+SPEC = importlib.util.spec_from_file_location("lost_training", PATH)
 TRAINING = importlib.util.module_from_spec(SPEC)
-sys.modules["reliability_training"] = TRAINING
+sys.modules["lost_training"] = TRAINING
 SPEC.loader.exec_module(TRAINING)
 JOB = "cluster.train.kind=slurm", "cluster.train.memory=2GiB", "cluster.train.walltime=00:10:00"
 
