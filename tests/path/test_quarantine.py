@@ -17,7 +17,7 @@ from workflow.interfaces import UserError
 from workflow.opening import open_run
 from workflow.quarantine import FACT, quarantined
 from workflow.stages.data import load_snapshots
-from workflow.stages.health import status
+from workflow.stages.status import status
 from workflow.stages.matrix import choose, make_matrix
 from workflow.stages.pipeline import STAGES, run_stages
 
