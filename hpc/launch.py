@@ -26,11 +26,18 @@ from hpc.rank import ADVICE, BEGAN, ENDED, MARKS_VARIABLE, ONE_THREAD, RANKS_VAR
 GRACE = 5.0
 """Seconds between asking ranks to end and killing them."""
 
+START = 120.0
+"""Seconds in which a first rank must begin: launchers can hang before."""
+
 MARKS_PATIENCE = 3.0
 """Seconds in which a network file system shows the marks that ranks on other nodes left."""
 
+OWN = "gfdt: "
+"""How a line begins in which a rank of ours tells why it leaves."""
+
 BANNER = (
     "=",
+    "---",
     "srun: ",
     "slurmstepd",
     "Abort(",
@@ -97,7 +104,11 @@ def launch_ranks(
         # Beside the log, where the ranks on every node can write.
         tempfile.TemporaryDirectory(PARTIAL, ".ranks-", log.parent.resolve()) as marks,
         log.open("a") as file,
-        _running(line, variables | {MARKS_VARIABLE: marks}, timeout) as (process, expired),
+        _running(
+            line,
+            variables | {MARKS_VARIABLE: marks},
+            [(timeout, lambda: True), (START, lambda: not _began(Path(marks)))],
+        ) as (process, expired),
         (notice or Notice()).passed_on(lambda: process.send_signal(signal.SIGUSR1)),
     ):
         for text in process.stdout or ():
@@ -108,7 +119,9 @@ def launch_ranks(
                 echo(text.rstrip("\n"))
         code = process.wait()
         outcome = _Outcome.read(Path(marks), layout.ranks, code)
-    if expired.is_set():
+    if expired and outcome.began == 0:
+        raise LaunchError(f"{module}: no rank began within {expired[0]:g} s: {ADVICE}; see {log}")
+    if expired:
         raise MachineError(f"{module} stopped: not finished after {timeout:g} s; see {log}")
     # Whatever a launcher says of ranks that all came to their end.
     if outcome.codes != [0] * layout.ranks:
@@ -116,22 +129,24 @@ def launch_ranks(
 
 
 class _Said:
-    """The last line that says something: a rank's, else the launcher's."""
+    """The last line that says something: one of ours, else a rank's, else the launcher's."""
 
     def __init__(self) -> None:
-        self._rank, self._launcher = "", ""
+        self._own, self._rank, self._launcher = "", "", ""
 
     def hear(self, text: str) -> None:
         if not text.strip():
             return
-        if text.lstrip().startswith(BANNER):
+        if text.startswith(OWN):
+            self._own = text.removeprefix(OWN).strip()
+        elif text.lstrip().startswith(BANNER):
             self._launcher = text.strip() if ": error: " in text else self._launcher
         else:
             self._rank = text.strip()
 
     @property
     def last(self) -> str:
-        return self._rank or self._launcher or "none"
+        return self._own or self._rank or self._launcher or "none"
 
 
 @dataclass(frozen=True)
@@ -150,8 +165,7 @@ class _Outcome:
             names = os.listdir(marks)
             codes = sorted(int(n.split("-")[1]) for n in names if n.startswith(ENDED))
             if code != 0 or len(codes) >= ranks or time.monotonic() > patience:
-                began = sum(name.startswith(BEGAN) for name in names)
-                return cls(code, ranks, began, codes)
+                return cls(code, ranks, _began(marks), codes)
             time.sleep(0.2)
 
     def failure(self, module: str, last: str, log: Path) -> MachineError:
@@ -171,16 +185,25 @@ class _Outcome:
         return MachineError(f"{module} stopped: rank {how}; {where}", exit_code=TRY_AGAIN)
 
 
+def _began(marks: Path) -> int:
+    return sum(name.startswith(BEGAN) for name in os.listdir(marks))
+
+
 SIGNALS = (signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
 """As exit codes of a launcher: what ended the first rank."""
 
 
 @contextlib.contextmanager
 def _running(
-    command: Sequence[str], environment: Mapping[str, str], timeout: float | None
-) -> Iterator[tuple[subprocess.Popen[str], threading.Event]]:
-    """The started process and whether it ran out of time; gone with its children at the end."""
-    expired = threading.Event()
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    limits: Sequence[tuple[float | None, Callable[[], bool]]],
+) -> Iterator[tuple[subprocess.Popen[str], list[float]]]:
+    """The started process and the limit that ended it; gone with its children at the end.
+
+    A limit is a number of seconds, and whether to end the process when they are over.
+    """
+    expired: list[float] = []
     driver = os.getpid()
     process = subprocess.Popen(
         command,
@@ -195,18 +218,20 @@ def _running(
         preexec_fn=lambda: _die_with(driver),
     )
 
-    def expire() -> None:
-        expired.set()
-        _stop(process)
+    def expire(seconds: float, over: Callable[[], bool]) -> None:
+        if over():
+            expired.append(seconds)
+            _stop(process)
 
-    timer = threading.Timer(timeout or 0, expire)
-    timer.daemon = True
-    if timeout is not None:
+    timers = [threading.Timer(s, expire, [s, over]) for s, over in limits if s is not None]
+    for timer in timers:
+        timer.daemon = True
         timer.start()
     try:
         yield process, expired
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
         _stop(process)
         if process.stdout is not None:
             process.stdout.close()

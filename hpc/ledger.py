@@ -6,6 +6,8 @@ would be spent on receipts otherwise.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -91,13 +93,16 @@ class Ledger:
             pass
         raise CorruptBlock(f"receipt of block {block} is absent or damaged: {path}")
 
-    def receipts(self) -> Iterator[Receipt]:
-        """All receipts that are intact, by name of block."""
-        for block in sorted(self.done()):
-            try:
-                yield self.load(block)
-            except CorruptBlock:
-                continue
+    def having(self, fact: str) -> Iterator[Receipt]:
+        """The intact receipts that state a fact, by name of block."""
+        loose = {unquote(name.removesuffix(SUFFIX)) for name in self._files()}
+        mark = json.dumps(fact).encode()
+        packed = {name for name, line in self._packed().lines.items() if mark in line}
+        for block in sorted(loose | packed):
+            with contextlib.suppress(CorruptBlock):
+                receipt = self.load(block)
+                if fact in receipt.facts:
+                    yield receipt
 
     def drop(self, *blocks: str) -> None:
         """Forget blocks, so that they are computed again."""

@@ -83,7 +83,7 @@ def refuse_wrong_world(ranks: int) -> None:
 
 
 def _refuse(message: str) -> None:
-    print(message, flush=True)
+    print(f"gfdt: {message}", flush=True)
     sys.exit(CONFIGURATION)
 
 

@@ -166,12 +166,18 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Check every file of a run against its checksum; exit code 75 when one is damaged."""
-    from workflow.runs import load_run
+    from workflow.runs import folder_of, load_run
+    from workflow.stages.frames import find_experiment
     from workflow.stages.health import verify as verify_run
 
-    found = load_run(name, runs)
-    problems = verify_run(found)
-    _tell_problems(found, problems, as_json, verbose, quiet)
+    folder = folder_of(name, runs)
+    problems = find_experiment(folder)
+    if problems:  # what the run is cannot be trusted
+        _tell_problems(problems, [], as_json, quiet)
+    else:
+        found = load_run(folder, runs)
+        problems = verify_run(found)
+        _tell_problems(problems, _receipts(found, verbose), as_json, quiet)
     if problems:
         raise MachineError(f"{len(problems)} damaged; mend with: gfdt repair {name}")
 
@@ -186,13 +192,16 @@ def repair(
 ) -> None:
     """Forget damaged blocks, so that the next `gfdt run` makes exactly those again."""
     from hpc.lock import run_lock
-    from workflow.runs import load_run
+    from workflow.runs import folder_of, load_run
+    from workflow.stages.frames import find_experiment
     from workflow.stages.health import verify as verify_run
 
-    found = load_run(name, runs)
-    with run_lock(found.folder, seconds=found.experiment.faults.lease):
-        problems = verify_run(found, repair=True)
-    _tell_problems(found, problems, as_json, verbose, quiet)
+    folder = folder_of(name, runs)
+    with run_lock(folder):
+        problems = find_experiment(folder, repair=True)
+        found = load_run(folder, runs)
+        problems += verify_run(found, repair=True)
+    _tell_problems(problems, _receipts(found, verbose), as_json, quiet)
 
 
 @app.command()
@@ -227,14 +236,14 @@ def doctor(
         raise MachineError(failed[0] + more)
 
 
-def _tell_problems(
-    run: Run, problems: list[Problem], as_json: bool, verbose: int, quiet: bool
-) -> None:
+def _receipts(run: Run, verbose: int) -> list[str]:
     from workflow.stages.pipeline import LEDGERS
 
-    lines = [f"{p.block}: {p.path}: {p.what}" for p in problems]
-    if verbose:
-        lines = [f"{s}: {len(run.ledger(s).done())} receipts" for s in LEDGERS] + lines
+    return [f"{s}: {len(run.ledger(s).done())} receipts" for s in LEDGERS] if verbose else []
+
+
+def _tell_problems(problems: list[Problem], lines: list[str], as_json: bool, quiet: bool) -> None:
+    lines = lines + [f"{p.block}: {p.path}: {p.what}" for p in problems]
     if not problems:
         lines.append("every file is as it was written")
     found = [{"block": p.block, "path": str(p.path), "what": p.what} for p in problems]

@@ -128,6 +128,17 @@ def test_a_launch_that_takes_too_long_is_stopped(start):
     assert len(pids) == 2 and not any(psutil.pid_exists(pid) for pid in pids)
 
 
+def test_a_launcher_that_hangs_is_stopped(tmp_path, monkeypatch):
+    """MPICH's does where a file of it is missing."""
+    launcher = tmp_path / "mpiexec"
+    launcher.write_text("#!/bin/sh\nexec sleep 600\n")
+    launcher.chmod(0o755)
+    monkeypatch.setattr(launchers, "find_mpiexec", lambda: str(launcher))
+    monkeypatch.setattr("hpc.launch.START", 0.5)
+    with pytest.raises(LaunchError, match="no rank began within 0.5 s: launcher and MPI"):
+        launch_ranks("alone", [], layout=Layout(2), log=tmp_path / "log")
+
+
 DRIVER = """
 import sys
 from pathlib import Path

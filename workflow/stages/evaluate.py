@@ -14,10 +14,11 @@ import torch
 from hpc.layout import Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
+from workflow.quarantine import rows_of, stand_in
 from workflow.runs import Notify, Run, load_run
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
-from workflow.stages.data import load_estimator, load_whitening, read_ensemble
+from workflow.stages.data import kept, load_estimator, load_whitening, read_ensemble
 from workflow.stages.growth import forget_partly_filled
 
 BATCH = 256
@@ -82,14 +83,16 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
     run = load_run(folder, Path("."))
     members, times = run.groups[group], run.segment_times(segment)
     block = torch.from_numpy(read_ensemble(run, members, times))
-    x = block.flatten(0, 1)
+    out = rows_of(members, run.quarantined)
+    x = stand_in(block, out).flatten(0, 1)
     files: dict[str, str] = {}
     scores: dict[str, torch.Tensor] = {}
     for index, name in enumerate(run.learned):
         estimator = load_estimator(run, name)
         with torch.inference_mode():
             scores[name] = torch.cat([estimator(part) for part in x.split(BATCH)])
-        scores[name] = scores[name].reshape(block.shape)
+            scores[name] = scores[name].reshape(block.shape)
+            scores[name][out] = torch.nan
         start = {"estimator": index, "member": members.start, "time": times.start}
         for f, field in enumerate(run.saved.fields):
             values = scores[name][:, :, f].numpy()
@@ -100,7 +103,7 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
                 values=np.ascontiguousarray(values[None], dtype=run.experiment.ensemble.dtype),
             )
             files |= {f"scores.zarr/{key}": crc for key, crc in written.items()}
-    inside = run.held_out.within(members, times)
+    inside = kept(run, run.held_out, members, times)
     facts = facts_since(started)
     if inside is not None:
         facts |= _errors(run, {name: s[inside].flatten(0, 1) for name, s in scores.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,12 @@ from typing import Any
 from hpc.check_mpi import check_mpi
 from hpc.check_slurm import check_jobs, check_slurm
 from hpc.checks import check_machine, existing
-from hpc.ledger import Problem
+from hpc.errors import CorruptBlock
+from hpc.files import atomic_write_json
+from hpc.ledger import Ledger, Problem, Receipt
 from workflow.runs import Run, cores, versions
+from workflow.stages.frames import STAGE as FRAMES
+from workflow.stages.frames import mend
 from workflow.stages.pipeline import LEDGERS
 
 
@@ -25,11 +30,47 @@ def verify(run: Run, *, repair: bool = False) -> list[Problem]:
     for stage in LEDGERS:
         ledger = run.ledger(stage)
         problems = ledger.problems()
-        if repair:
-            for block in {p.block for p in problems}:
-                ledger.drop(block)
+        blocks = {problem.block for problem in problems}
+        if repair and stage == FRAMES:
+            for store in sorted(blocks):
+                mend(run, store)
+        elif repair and blocks:
+            ledger.drop(*blocks)
         found += problems
-    return found
+    return found + _latest(run, repair=repair)
+
+
+def _latest(run: Run, *, repair: bool) -> list[Problem]:
+    """What is wrong with `latest.json`, which must be about a checkpoint that is recorded."""
+    path, ledger = run.folder / "score" / "latest.json", run.ledger("train")
+    known = [receipt for block in ledger.done() if (receipt := _checkpoint(ledger, block))]
+    if not known:
+        return []
+    texts = {json.dumps(_pointer(receipt), indent=2) + "\n" for receipt in known}
+    if path.is_file() and path.read_bytes() in {text.encode() for text in texts}:
+        return []
+    if repair:
+        atomic_write_json(path, _pointer(max(known, key=lambda receipt: receipt.block)))
+    return [Problem("latest", str(path.relative_to(run.folder)), "names no recorded checkpoint")]
+
+
+def _pointer(receipt: Receipt) -> dict[str, Any]:
+    """Content of `latest.json` for a checkpoint."""
+    (path,) = receipt.files
+    return {
+        "step": int(receipt.block.removeprefix("step-")),
+        "file": path.removeprefix("score/"),
+        "crc32c": receipt.files[path],
+    }
+
+
+def _checkpoint(ledger: Ledger, block: str) -> Receipt | None:
+    if not block.startswith("step-"):
+        return None
+    try:
+        return ledger.load(block)
+    except CorruptBlock:
+        return None
 
 
 def examine(runs: Path, *, mpi: bool = False, slurm: bool = False) -> dict[str, Any]:

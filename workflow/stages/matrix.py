@@ -5,7 +5,6 @@ Made of the sums of `matrix_sums`, a few lags at a time.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -33,6 +32,7 @@ from workflow.responses.matrix_sums import (
 from workflow.responses.probes import nearest
 from workflow.runs import Notify, Run, cores
 from workflow.stages import coordinates
+from workflow.stages.frames import seal
 from workflow.stages.matrix_sums import (
     CHUNK_BYTES,
     STAGE,
@@ -115,6 +115,7 @@ def make_matrix(run: Run, asked: Asked, notify: Notify, *, memory: int = MATRIX_
 
             complete_sums(run, asked, client, notify)
         _reduce(run, asked, notify)
+        seal(run)
         write_catalog_of(run)
 
 
@@ -148,7 +149,7 @@ def _reduce(run: Run, asked: Asked, notify: Notify) -> None:
     if STAGE in ledger.done() and ledger.load(STAGE).facts.get("key") == key:
         return notify("reduce", count, count)
     ledger.drop(STAGE)
-    shutil.rmtree(matrix_of(run), ignore_errors=True)
+    run.discard(matrix_of(run))
 
     def read(lags: range) -> Iterator[MatrixSums]:
         return units(run, asked, lags)

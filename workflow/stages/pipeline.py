@@ -12,11 +12,13 @@ from hpc.errors import CorruptBlock, MachineError
 from hpc.files import atomic_write_json, collect_orphans
 from hpc.lock import run_lock
 from hpc.stores import telling_damage
-from workflow.runs import Notify, Run, lay_down, load_run, wall_times
+from workflow.runs import Notify, Run, load_run, wall_times
 from workflow.stages.correlate import correlate, tasks
 from workflow.stages.diagnose import blocks_of, diagnose
 from workflow.stages.direct import direct
 from workflow.stages.evaluate import evaluate
+from workflow.stages.frames import STAGE as FRAMES
+from workflow.stages.frames import forget_absent, lay_down, seal
 from workflow.stages.ingest import ingest
 from workflow.stages.pools import Pools
 from workflow.stages.report import report
@@ -63,6 +65,7 @@ def run_stages(
                 started = time.perf_counter()
                 with telling_damage(run.folder):
                     ACTIONS[stage](run, pools, notify)
+                seal(run)
                 _record_wall_time(run, stage, time.perf_counter() - started)
         write_catalog_of(run)
 
@@ -123,17 +126,23 @@ def expected_blocks(run: Run) -> dict[str, int]:
     return expected
 
 
-LEDGERS = ("simulate", "train", "evaluate", "constants", "respond", "direct", "checks", "matrix")
+LEDGERS = (
+    *("simulate", "train", "evaluate", "constants", "respond", "direct", "checks", "matrix"),
+    FRAMES,
+)
 """Stages with receipts."""
 
 
 def refuse_missing_files(run: Run) -> None:
     """Nothing may be built on blocks that are recorded and gone: they would read as NaN.
 
+    Nor in a frame of which a bit is flipped: frames are few and small, and read whole.
+
     Raises:
         CorruptBlock: names the first one.
     """
-    found = [p for stage in LEDGERS for p in run.ledger(stage).problems(deep=False)]
+    forget_absent(run)
+    found = [p for stage in LEDGERS for p in run.ledger(stage).problems(deep=stage == FRAMES)]
     if found:
         first = found[0]
         more = f" (and {len(found) - 1} more)" if found[1:] else ""

@@ -19,6 +19,7 @@ from hpc.batch import ENDED
 from hpc.errors import CorruptBlock, MachineError
 from hpc.lease import holder_of, is_alive
 from hpc.ledger import PACKED, SUFFIX, Ledger
+from workflow.quarantine import quarantined
 from workflow.runs import Run, wall_times
 from workflow.stages.pipeline import LEDGERS, expected_blocks
 
@@ -38,7 +39,8 @@ def status(run: Run) -> dict[str, Any]:
         expected; `driver`: who works or last worked in the folder; `jobs`: those in the queue, and
         of each role the last one that ended; `slurm`: why the queue is not known; `training`: the
         last steps and losses; `rate`: blocks (steps) per second and seconds left of the stage that
-        is running; `core_hours` of finished blocks; `stein`: raw Stein errors of a finished run.
+        is running; `core_hours` of finished blocks; `stein`: raw Stein errors of a finished run;
+        `quarantined`: members that became non-finite.
     """
     found = {stage: run.ledger(stage).done() for stage in LEDGERS}
     stages = {
@@ -67,6 +69,7 @@ def status(run: Run) -> dict[str, Any]:
         "rate": _rate(run, stages, training),
         "core_hours": _core_hours(run, found, training),
         "stein": _stein(run),
+        "quarantined": sorted({*run.quarantined, *quarantined(run.ledger("direct"))}),
         "wall_seconds": wall_times(run),
         "report": report,
     }

@@ -11,7 +11,8 @@ from hpc.batch import ENDED
 from hpc.errors import LaunchError, MachineError
 from hpc.files import atomic_write_bytes
 from hpc.lock import run_lock
-from workflow.runs import Run, lay_down
+from workflow.runs import Run
+from workflow.stages.frames import lay_down
 from workflow.stages.planned_job import PlannedJob
 
 
