@@ -36,11 +36,11 @@ def status(run: Run) -> dict[str, Any]:
     Returns:
         `stages`: blocks done and expected (for `train` steps, those of the last checkpoint);
         `groups`: blocks of the ensemble done by each group of members, `group_blocks` of them
-        expected; `driver`: who works or last worked in the folder; `jobs`: those in the queue, and
-        of each role the last one that ended; `slurm`: why the queue is not known; `training`: the
-        last steps and losses; `rate`: blocks (steps) per second and seconds left of the stage that
-        is running; `core_hours` of finished blocks; `stein`: raw Stein errors of a finished run;
-        `quarantined`: members that became non-finite.
+        expected; `quarantined`: members left out because they became non-finite; `driver`: who
+        works or last worked in the folder; `jobs`: those in the queue, and of each role the last
+        one that ended; `slurm`: why the queue is not known; `training`: the last steps and losses;
+        `rate`: blocks (steps) per second and seconds left of the stage that is running;
+        `core_hours` of finished blocks; `stein`: raw Stein errors of a finished run.
     """
     found = {stage: run.ledger(stage).done() for stage in LEDGERS}
     stages = {
@@ -62,6 +62,7 @@ def status(run: Run) -> dict[str, Any]:
         "stages": stages,
         "groups": _groups(run, found["simulate"]),
         "group_blocks": stages["simulate"]["blocks"] // len(run.groups),
+        "quarantined": sorted({*run.quarantined, *quarantined(run.ledger("direct"))}),
         "driver": _driver(run),
         "jobs": queue,
         "slurm": trouble,
@@ -69,7 +70,6 @@ def status(run: Run) -> dict[str, Any]:
         "rate": _rate(run, stages, training),
         "core_hours": _core_hours(run, found, training),
         "stein": _stein(run),
-        "quarantined": sorted({*run.quarantined, *quarantined(run.ledger("direct"))}),
         "wall_seconds": wall_times(run),
         "report": report,
     }
