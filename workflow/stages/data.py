@@ -152,8 +152,13 @@ def load_statistics(run: Run) -> Statistics:
     return Statistics(**_load_checked(run, "statistics", "score/statistics.pt"))
 
 
-def load_estimator(run: Run, name: str) -> ScoreEstimator:
+def load_estimator(run: Run, name: str, *, device: str = "cpu") -> ScoreEstimator:
     """A score estimator of the run by name, kept while its files do not change.
+
+    Args:
+        run: the run.
+        name: of the estimator.
+        device: where a learned score computes; the others compute where their data are.
 
     Raises:
         MachineError: not trained yet, or damaged.
@@ -163,11 +168,13 @@ def load_estimator(run: Run, name: str) -> ScoreEstimator:
     ledger = run.ledger("train")
     receipts = [ledger.path(block) for block in ("whitening", run.trained_block(name))]
     stamps = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in receipts)
-    return _load_estimator(str(run.folder), name, stamps)
+    return _load_estimator(str(run.folder), name, device, stamps)
 
 
 @lru_cache(maxsize=8)
-def _load_estimator(folder: str, name: str, _stamps: tuple[int, ...]) -> ScoreEstimator:
+def _load_estimator(
+    folder: str, name: str, device: str, _stamps: tuple[int, ...]
+) -> ScoreEstimator:
     run = load_run(folder, Path("."))
     whitening = load_whitening(run)
     if name == "gaussian":
@@ -177,7 +184,7 @@ def _load_estimator(folder: str, name: str, _stamps: tuple[int, ...]) -> ScoreEs
     if name == "kgmm":
         return KGMM.from_state(content)
     model = WhitenedScore(whitening, run.experiment.score)
-    learned = NeuralScore(with_parameters(model, content["average"]))
+    learned = NeuralScore(with_parameters(model, content["average"]).to(device))
     return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned
 
 
