@@ -160,8 +160,9 @@ class Trainer:
         self._config = config.train
         parameters = list(self.model.parameters())
         self.gradients.attach(parameters)
+        self._fused = self.device.type == "cuda"
         self._optimizer = torch.optim.Adam(
-            parameters, lr=config.train.learning_rate, fused=self.device.type == "cuda"
+            parameters, lr=config.train.learning_rate, fused=self._fused
         )
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         self._move_average = get_ema_multi_avg_fn(config.train.ema)
@@ -252,7 +253,9 @@ class Trainer:
         self.step = state["step"]
         self.skipped, self._skipped_in_row = state["skipped"]
         self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        # Written on another device it would bring that device's way of stepping along.
+        groups = [group | {"fused": self._fused} for group in state["optimizer"]["param_groups"]]
+        self._optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
         self.average = {k: v.to(self.device, copy=True) for k, v in state["average"].items()}
 
     def averaged(self) -> WhitenedScore:
