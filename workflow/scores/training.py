@@ -109,13 +109,11 @@ class Step:
         loss: mean loss over the whole batch, before the step.
         norm: norm of the mean gradient, before it is clipped.
         skipped: True where either was not finite and the parameters were left alone.
-        micro_batch: network calls of this rank at a time.
     """
 
     loss: float
     norm: float
     skipped: bool
-    micro_batch: int
 
 
 class Trainer:
@@ -199,7 +197,12 @@ class Trainer:
             averages = list(self.average.values())
             self._move_average(averages, [p.detach() for p in parameters], self.step)
         self.step += 1
-        return Step(value, norm, skipped, 2 * self._micro)
+        return Step(value, norm, skipped)
+
+    @property
+    def micro_batch(self) -> int:
+        """Network calls of this rank at a time; halved when out of memory."""
+        return 2 * self._micro
 
     def _count(self, skipped: bool) -> None:
         self.skipped += skipped
