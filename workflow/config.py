@@ -67,9 +67,11 @@ class ProcessConfig(_Strict):
 class NetworkConfig(_Strict):
     """Size of the score network."""
 
-    kind: Literal["local"] = "local"
-    channels: int = Field(32, ge=1)
-    residual_blocks: int = Field(2, ge=0)
+    kind: Literal["local", "unet"] = "local"
+    channels: int = Field(16, ge=1)
+    residual_blocks: int = Field(1, ge=0)
+    kernel: Literal[1, 3] = Field(1, description="points of a convolution along an axis")
+    oversample: Literal[1, 2] = Field(2, description="points of the nonlinear part per grid point")
 
 
 class TrainConfig(_Strict):

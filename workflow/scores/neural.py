@@ -31,14 +31,14 @@ class WhitenedScore(nn.Module):
         self.whitening = whitening
         # Symmetry is a property of the data: their Gaussian has it.
         self.homogeneous = isinstance(whitening, SpectralGaussian) or not whitening.shape
+        self.potential = getattr(whitening, "potential", None)
         self.process: ForwardProcess = PROCESSES[config.process.kind](
             config.process.sigma_min, config.process.sigma_max
         )
         self.network = NETWORKS[config.network.kind](
             len(whitening.mean),
             whitening.shape,
-            channels=config.network.channels,
-            residual_blocks=config.network.residual_blocks,
+            config.network,
             homogeneous=self.homogeneous,
         )
         # Per field: fields can have units of any size.
@@ -55,7 +55,11 @@ class WhitenedScore(nn.Module):
         # Fourier transforms and dense whitenings have no place in half precision.
         with torch.autocast(x.device.type, self.compute, enabled=self.compute is not None):
             white, local = self.network(seen, physical / scale, condition)
-        output = white.to(x.dtype) + self.whitening.score_to_white(local.to(x.dtype) / scale)
+        white, local = white.to(x.dtype), local.to(x.dtype)
+        if self.potential is not None:
+            # In place of the Gaussian: an untrained network has the score of the potential.
+            white, local = white + seen, local + self.potential(physical / scale)
+        output = white + self.whitening.score_to_white(local / scale)
         return self.process.score(output, x, sigma)
 
 
