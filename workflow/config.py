@@ -67,11 +67,9 @@ class ProcessConfig(_Strict):
 class NetworkConfig(_Strict):
     """Size of the score network."""
 
-    kind: Literal["local", "unet"] = "local"
-    channels: int = Field(16, ge=1)
-    residual_blocks: int = Field(1, ge=0)
-    kernel: Literal[1, 3] = Field(1, description="points of a convolution along an axis")
-    oversample: Literal[1, 2] = Field(2, description="points of the nonlinear part per grid point")
+    kind: Literal["local"] = "local"
+    channels: int = Field(32, ge=1)
+    residual_blocks: int = Field(2, ge=0)
 
 
 class TrainConfig(_Strict):
@@ -82,7 +80,17 @@ class TrainConfig(_Strict):
     global_batch: int = Field(128, ge=2, multiple_of=2)
     learning_rate: float = Field(2e-3, gt=0)
     ema: float = Field(0.995, ge=0, lt=1)
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many checkpoints without a lower held-out loss"
+    )
     save_every: int = Field(500, ge=1)
+    micro_batch: int | None = Field(
+        None, ge=2, multiple_of=2, description="of global_batch, at a time on one rank"
+    )
+    memory: Bytes = Field(
+        4 * 2**30, ge=0, description="of a rank for snapshots; beyond it they are streamed"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network alone")
 
     @model_validator(mode="after")

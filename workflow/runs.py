@@ -196,9 +196,7 @@ class Run:
 
     def trained_block(self, name: str) -> str:
         """Receipt, and file in `score/`, of an estimator's final state."""
-        if name == "neural":
-            return f"step-{self.experiment.score.train.steps:08d}"
-        return "kgmm" if name == "kgmm" else "whitening"
+        return name if name in ("neural", "kgmm") else "whitening"
 
     @property
     def lags(self) -> int:

@@ -12,7 +12,7 @@ from workflow.config import ScoreConfig
 from workflow.diffusion.gaussian import denoising_loss
 from workflow.scores.closed_form import SpectralGaussian
 from workflow.scores.extrapolation import Extrapolated
-from workflow.scores.neural import NeuralScore
+from workflow.scores.neural import NeuralScore, settled
 from workflow.scores.training import Batch, Trainer
 
 CALLS = 32_000
@@ -20,18 +20,16 @@ CALLS = 32_000
 
 BASE: dict[str, Any] = {
     "process": {"sigma_min": 0.02, "sigma_max": 0.02},
-    "network": {"channels": 16, "residual_blocks": 1},
+    "network": {"channels": 32, "residual_blocks": 2},
     "train": {"global_batch": 32, "learning_rate": 4e-3, "ranks": 1},
 }
-"""Two views, whitened, from a local potential, antithetic, one noise level, a pointwise network."""
-
-_LOCAL = {"kernel": 3, "oversample": 1, "channels": 32, "residual_blocks": 2}
-_UNET = {"kind": "unet", "channels": 32, "residual_blocks": 1}
+"""Two views, whitened, from a local potential, antithetic, one noise level, settled at the end."""
 
 RECIPES: dict[str, dict[str, Any]] = {
     "base": {},
     "potential alone": {"calls": 0},
-    "no potential": {"potential": False, "rate": 1e-2},
+    "no potential": {"potential": False},
+    "not settled": {"settled": False},
     # loss and noise
     "plain denoising loss": {"loss": "plain"},
     "sigma 0.1": {"sigma": (0.1, 0.1)},
@@ -39,30 +37,12 @@ RECIPES: dict[str, dict[str, Any]] = {
     "sigma 0.02 to 0.2": {"sigma": (0.02, 0.2)},
     "sigma 0.1 to 0.15, extrapolated": {"sigma": (0.1, 0.15), "extrapolate": True},
     # coordinates
-    "whitened view only": {"view": "white", "potential": False, "rate": 1e-2},
-    "not whitened": {"whiten": False, "potential": False, "rate": 1e-2},
-    # network
-    "on the grid itself": {"network": {"oversample": 1}},
-    "8 channels": {"network": {"channels": 8}},
-    "32 channels, 2 blocks": {"network": {"channels": 32, "residual_blocks": 2}},
-    "8 channels 3x3": {"network": {"channels": 8, "kernel": 3}},
-    "local 3x3 on the grid": {"network": _LOCAL},
-    "local 3x3 on the grid, no potential": {
-        "network": _LOCAL,
-        "potential": False,
-    },
-    "U-Net": {"network": _UNET, "rate": 2e-3},
-    "U-Net, no potential": {"network": _UNET, "rate": 2e-3, "potential": False},
-    "U-Net, no random rolls": {"network": _UNET, "rate": 2e-3, "rolls": False},
-    "U-Net, not whitened, VE, plain loss": {
-        "network": _UNET,
-        "rate": 2e-3,
-        "whiten": False,
-        "potential": False,
-        "loss": "plain",
-        "sigma": (0.02, 2.0),
-    },
-    # optimiser
+    "whitened view only": {"view": "white", "potential": False},
+    "not whitened": {"whiten": False, "potential": False},
+    # size and optimiser
+    "8 channels, 1 block": {"network": {"channels": 8, "residual_blocks": 1}},
+    "16 channels": {"network": {"channels": 16}},
+    "64 channels": {"network": {"channels": 64}},
     "learning rate 1e-3": {"rate": 1e-3},
     "learning rate 1e-2": {"rate": 1e-2},
     "batch 128": {"batch": 128},
@@ -136,5 +116,6 @@ def learn(
         "calls": steps * config.train.global_batch,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
-    score = NeuralScore(trainer.averaged())
+    model = trainer.averaged()
+    score = NeuralScore(settled(model, x) if recipe.get("settled", True) else model)
     return (Extrapolated.of(score) if recipe.get("extrapolate") else score), facts

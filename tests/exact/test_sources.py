@@ -262,7 +262,7 @@ def test_lag_zero_of_any_recalibrated_score_is_the_pattern_itself_in_two_dimensi
 def test_what_is_fitted_does_not_depend_on_the_number_of_threads(homogeneous, monkeypatch):
     """The same run on another number of cores has the same bits."""
     x = torch.randn((2000, 2, 32), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(train, "load_snapshots", lambda *_: x)
+    monkeypatch.setattr(train, "load_snapshots", lambda *_, **__: x)
     found = []
     monkeypatch.setattr(
         train, "save_tensors", lambda run, block, path, content: found[-1].update(content)

@@ -56,6 +56,10 @@ MISTAKES = {
         ["score.train.global_batch=18", "score.train.ranks=2"],
         "global_batch=18.*ranks=2; use a multiple of 4",
     ),
+    "too few snapshots": (
+        ["score.estimator=neural"],
+        "48 snapshots to learn from .3 members x 16 times.; a learned score needs at least 64",
+    ),
     "no exact score": (
         ["system={kind: navier_stokes, grid: 16}", "response.estimators=[exact]"],
         "navier_stokes has no exact score; remove 'exact'",

@@ -32,10 +32,10 @@ class PeriodicConv(nn.Module):
 class ResidualBlock(nn.Module):
     """x + conv(silu(conv(silu(x)) + bias of the noise level))."""
 
-    def __init__(self, channels: int, dim: int, kind: type[nn.Module]) -> None:
+    def __init__(self, channels: int, dim: int) -> None:
         super().__init__()
-        self.first = kind(channels, channels, dim)
-        self.second = kind(channels, channels, dim)
+        self.first = PeriodicConv(channels, channels, dim)
+        self.second = PeriodicConv(channels, channels, dim)
         self.condition = nn.Linear(1, channels)
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
@@ -43,20 +43,6 @@ class ResidualBlock(nn.Module):
         bias = self.condition(condition[:, None])
         h = self.first(nn.functional.silu(x)) + bias.reshape(*bias.shape, *[1] * (x.ndim - 2))
         return x + self.second(nn.functional.silu(h))
-
-
-class Pointwise(nn.Module):
-    """The same linear map of the channels at every place."""
-
-    def __init__(self, inputs: int, outputs: int, dim: int) -> None:
-        super().__init__()
-        kinds = {0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d}
-        self.conv = kinds[dim](inputs, outputs, *([1] if dim else []))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`(batch, inputs, *shape)` -> `(batch, outputs, *shape)`."""
-        answer: Tensor = self.conv(x)
-        return answer
 
 
 class SpectralLinear(nn.Module):

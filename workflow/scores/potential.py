@@ -166,9 +166,9 @@ def _products(p: Tensor, oversample: int) -> tuple[Tensor, Tensor]:
     axes = space_axes(p)
     points, half = math.prod(p.shape[2:]), _half(p)
     numbers = (DEGREE, p.shape[1])
-    real = {"dtype": torch.float64, "device": p.device}
     total = torch.zeros(*half, *numbers, *numbers, dtype=torch.complex128, device=p.device)
-    mean, moments = torch.zeros(numbers, **real), torch.zeros(DEGREE + 1, p.shape[1], **real)
+    mean = torch.zeros(numbers, dtype=torch.float64, device=p.device)
+    moments = torch.zeros((DEGREE + 1, p.shape[1]), dtype=torch.float64, device=p.device)
     for part in p.split(_CHUNK):
         part = part.double()
         seen = refined(part) if oversample == 2 else part

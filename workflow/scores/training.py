@@ -24,6 +24,10 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 """Type in which the network computes; parameters, gradients and sums over ranks stay float32."""
 
 
+MOST_SKIPPED = 10
+"""Steps without a finite gradient, one after the other, after which training has failed."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One antithetic batch: whitened `x`, normals `z`, levels `sigma`."""
@@ -111,11 +115,13 @@ class Step:
         loss: mean loss over the whole batch, before the step.
         norm: norm of the mean gradient, before it is clipped.
         skipped: True where either was not finite and the parameters were left alone.
+        micro_batch: network calls of this rank at a time.
     """
 
     loss: float
     norm: float
     skipped: bool
+    micro_batch: int
 
 
 class Trainer:
@@ -132,8 +138,13 @@ class Trainer:
         gradients: the ranks; default this one alone.
         device: where to train.
 
-    Raises:
-        UserError: no snapshots.
+    Attributes:
+        model: the network in training.
+        average: averaged parameters by name.
+        step: steps done.
+        skipped: of these, steps that changed nothing because they were not finite.
+        gradients: the ranks.
+        device: where it trains.
     """
 
     def __init__(
@@ -151,14 +162,14 @@ class Trainer:
         torch.manual_seed(seed)  # initial weights only; nothing is drawn from it afterwards
         self.model = WhitenedScore(whitening, config).to(self.device)
         self.model.compute = PRECISIONS[config.train.precision]
-        self.step = 0
+        self.step = self.skipped = self._skipped_in_row = 0
         self._config = config.train
         parameters = list(self.model.parameters())
         self.gradients.attach(parameters)
         self._optimizer = torch.optim.Adam(
             parameters, lr=config.train.learning_rate, fused=self.device.type == "cuda"
         )
-        self._average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
+        self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         if isinstance(snapshots, Tensor):
             snapshots = Held(_on_device(snapshots, self.device))
         pairs, rank, ranks = (
@@ -168,29 +179,41 @@ class Trainer:
         )
         share = range(rank * pairs // ranks, (rank + 1) * pairs // ranks)
         self._batches = Batches(snapshots, seed=seed, pairs=pairs, share=share, device=self.device)
-        self._micro = len(share)
+        self._micro = min(len(share), (config.train.micro_batch or config.train.global_batch) // 2)
         self._fits = False
 
     def advance(self) -> Step:
         """One step.
 
         Raises:
-            UserError: not even one pair fits into memory.
+            UserError: not even one pair fits into memory, or too many steps were skipped in a row.
         """
         batch = make_batch(self.model, self._batches.at(self.step))
         loss = self._backward(batch)
         parameters = list(self.model.parameters())
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        value, length = torch.stack([loss, norm]).tolist()
-        skipped = not (math.isfinite(value) and math.isfinite(length))
+        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        value, norm = torch.stack([loss, total]).tolist()
+        skipped = not (math.isfinite(value) and math.isfinite(norm))
+        self._count(skipped)
         if not skipped:
+            if self._config.clip is not None:
+                nn.utils.clip_grads_with_norm_(parameters, self._config.clip, total)
             self._set_learning_rate()
             self._optimizer.step()
             # Young averages forget faster, or a short training would remember its start.
             move = get_ema_multi_avg_fn(min(self._config.ema, (1 + self.step) / (10 + self.step)))
-            move(list(self._average.values()), [p.detach() for p in parameters], self.step)
+            move(list(self.average.values()), [p.detach() for p in parameters], self.step)
         self.step += 1
-        return Step(value, length, skipped)
+        return Step(value, norm, skipped, 2 * self._micro)
+
+    def _count(self, skipped: bool) -> None:
+        self.skipped += skipped
+        self._skipped_in_row = self._skipped_in_row + 1 if skipped else 0
+        if self._skipped_in_row == MOST_SKIPPED:
+            raise UserError(
+                f"loss or gradient not finite in {MOST_SKIPPED} steps running up to step "
+                f"{self.step + 1}; lower score.train.learning_rate={self._config.learning_rate:g}"
+            )
 
     def _backward(self, batch: Batch) -> Tensor:
         """Gradients and mean loss of the whole batch."""
@@ -224,21 +247,23 @@ class Trainer:
         """Everything needed to go on, as tensors and plain numbers."""
         return {
             "step": self.step,
+            "skipped": (self.skipped, self._skipped_in_row),
             "model": self.model.state_dict(),
-            "average": self._average,
+            "average": self.average,
             "optimizer": self._optimizer.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
         self.step = state["step"]
+        self.skipped, self._skipped_in_row = state["skipped"]
         self.model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
-        self._average = {k: v.to(self.device, copy=True) for k, v in state["average"].items()}
+        self.average = {k: v.to(self.device, copy=True) for k, v in state["average"].items()}
 
     def averaged(self) -> WhitenedScore:
         """The model with averaged parameters, for evaluation; shares nothing with training."""
-        return with_parameters(self.model, self._average)
+        return with_parameters(self.model, self.average)
 
     def _set_learning_rate(self) -> None:
         done = self.step / self._config.steps

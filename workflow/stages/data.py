@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -31,18 +32,36 @@ SAMPLE = 512
 """Snapshots from which the constants are taken that channels are centred by."""
 
 
-def load_snapshots(run: Run, part: Part) -> Tensor:
-    """All saved snapshots of a part of the run, `(member * time, field, *shape)`, member-major.
+def load_snapshots(run: Run, part: Part, *, at_most: int | None = None) -> Tensor:
+    """Saved snapshots of a part of the run, `(member * time, field, *shape)`, member-major.
+
+    Args:
+        run: the run.
+        part: members and times.
+        at_most: bytes; of larger parts every second, third, ... time is taken.
 
     Raises:
         CorruptBlock: a block is missing or damaged.
     """
-    blocks = []
+    every = 1 if at_most is None else max(1, math.ceil(part_bytes(run, part) / max(1, at_most)))
+    groups = []
     for group in run.groups:
-        inside = part.within(group, range(run.times))
-        if inside is not None:
-            blocks.append(read_ensemble(run, group, range(run.times))[inside])
-    return torch.from_numpy(np.concatenate(blocks)).flatten(0, 1)
+        blocks = []
+        for segment in range(run.segments):
+            times = run.segment_times(segment)
+            inside = part.within(group, times)
+            if inside is not None:
+                first = -(times.start + inside[1].start - part.times.start) % every
+                blocks.append(read_ensemble(run, group, times)[inside][:, first::every])
+        if blocks:
+            groups.append(np.concatenate(blocks, axis=1).reshape(-1, *blocks[0].shape[2:]))
+    return torch.from_numpy(np.concatenate(groups))
+
+
+def part_bytes(run: Run, part: Part) -> int:
+    """Size of the snapshots of a part of the run."""
+    number = np.dtype(run.experiment.ensemble.dtype).itemsize
+    return len(part.members) * len(part.times) * run.saved.numbers * number
 
 
 def load_sample(run: Run) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -133,8 +152,13 @@ def load_statistics(run: Run) -> Statistics:
     return Statistics(**_load_checked(run, "statistics", "score/statistics.pt"))
 
 
-def load_estimator(run: Run, name: str) -> ScoreEstimator:
+def load_estimator(run: Run, name: str, *, device: str = "cpu") -> ScoreEstimator:
     """A score estimator of the run by name, kept while its files do not change.
+
+    Args:
+        run: the run.
+        name: of the estimator.
+        device: where a learned score computes; the others compute where their data are.
 
     Raises:
         MachineError: not trained yet, or damaged.
@@ -144,11 +168,13 @@ def load_estimator(run: Run, name: str) -> ScoreEstimator:
     ledger = run.ledger("train")
     receipts = [ledger.path(block) for block in ("whitening", run.trained_block(name))]
     stamps = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in receipts)
-    return _load_estimator(str(run.folder), name, stamps)
+    return _load_estimator(str(run.folder), name, device, stamps)
 
 
 @lru_cache(maxsize=8)
-def _load_estimator(folder: str, name: str, _stamps: tuple[int, ...]) -> ScoreEstimator:
+def _load_estimator(
+    folder: str, name: str, device: str, _stamps: tuple[int, ...]
+) -> ScoreEstimator:
     run = load_run(folder, Path("."))
     whitening = load_whitening(run)
     if name == "gaussian":
@@ -158,7 +184,7 @@ def _load_estimator(folder: str, name: str, _stamps: tuple[int, ...]) -> ScoreEs
     if name == "kgmm":
         return KGMM.from_state(content)
     model = WhitenedScore(whitening, run.experiment.score)
-    learned = NeuralScore(with_parameters(model, content["average"]))
+    learned = NeuralScore(with_parameters(model, content["average"]).to(device))
     return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned
 
 

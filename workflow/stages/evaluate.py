@@ -11,17 +11,21 @@ import distributed
 import numpy as np
 import torch
 
+from hpc.errors import MachineError
 from hpc.layout import Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
+from workflow.interfaces import ScoreEstimator
 from workflow.runs import Notify, Run, load_run
+from workflow.scores.devices import compute_device
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.data import load_estimator, load_whitening, read_ensemble
 from workflow.stages.growth import forget_partly_filled
 
-BATCH = 256
-"""Snapshots scored together."""
+TOGETHER = {"cpu": 2**14, "cuda": 2**22}
+"""Numbers of the snapshots that are scored together: on a CPU their activations should stay in the
+caches, a GPU should not wait for small batches (halved when out of memory)."""
 
 
 def evaluate(run: Run, client: Callable[[], distributed.Client], notify: Notify) -> None:
@@ -82,14 +86,12 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
     run = load_run(folder, Path("."))
     members, times = run.groups[group], run.segment_times(segment)
     block = torch.from_numpy(read_ensemble(run, members, times))
-    x = block.flatten(0, 1)
+    device = compute_device(_worker_number())
     files: dict[str, str] = {}
     scores: dict[str, torch.Tensor] = {}
     for index, name in enumerate(run.learned):
-        estimator = load_estimator(run, name)
-        with torch.inference_mode():
-            scores[name] = torch.cat([estimator(part) for part in x.split(BATCH)])
-        scores[name] = scores[name].reshape(block.shape)
+        estimator = load_estimator(run, name, device=str(device))
+        scores[name] = _score(estimator, block.flatten(0, 1), device).reshape(block.shape)
         start = {"estimator": index, "member": members.start, "time": times.start}
         for f, field in enumerate(run.saved.fields):
             values = scores[name][:, :, f].numpy()
@@ -105,6 +107,28 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
     if inside is not None:
         facts |= _errors(run, {name: s[inside].flatten(0, 1) for name, s in scores.items()})
     return Receipt(f"scores-g{group:04d}-{segment:05d}", files, facts)
+
+
+def _score(estimator: ScoreEstimator, x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Scores of snapshots `(batch, field, *shape)`, a micro-batch at a time, on the CPU."""
+    batch = max(1, TOGETHER[device.type] // x[0].numel())
+    while True:
+        try:
+            with torch.inference_mode():
+                return torch.cat([estimator(part.to(device)).cpu() for part in x.split(batch)])
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise MachineError("out of memory on the GPU with one snapshot") from None
+            batch //= 2
+
+
+def _worker_number() -> int:
+    """Number of this worker among those of a machine, 0 outside of Dask."""
+    try:
+        name = str(distributed.get_worker().name)
+    except ValueError:
+        return 0
+    return int(name) if name.isdigit() else 0
 
 
 def _errors(run: Run, scores: dict[str, torch.Tensor]) -> dict[str, Any]:

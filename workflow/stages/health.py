@@ -18,10 +18,12 @@ def status(run: Run) -> dict[str, Any]:
         stage: {"done": len(run.ledger(stage).done()), "blocks": blocks}
         for stage, blocks in expected_blocks(run).items()
     }
-    steps = [int(b[5:]) for b in run.ledger("train").done() if b.startswith("step-")]
+    done = run.ledger("train").done()
+    steps = max((int(block[5:]) for block in done if block.startswith("step-")), default=0)
     if run.experiment.score.estimator == "neural":
-        total = run.experiment.score.train.steps
-        stages["train"] = {"done": max(steps, default=0), "blocks": total}
+        # Training may have stopped early.
+        total = steps if "neural" in done else run.experiment.score.train.steps
+        stages["train"] = {"done": steps, "blocks": total}
     page = run.folder / "report" / "index.html"
     return {
         "name": run.experiment.name,

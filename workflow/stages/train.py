@@ -28,7 +28,7 @@ def train(run: Run, notify: Notify) -> None:
         notify("train", 1, 1)
         return
     notify("train", 0, steps)
-    if f"step-{steps:08d}" in ledger.done():
+    if "neural" in ledger.done():
         notify("train", steps, steps)
         return
 
@@ -56,7 +56,8 @@ def _fit(run: Run) -> None:
     missing -= run.ledger("train").done()
     if not missing:
         return
-    snapshots = load_snapshots(run, run.training)
+    memory = run.experiment.score.train.memory
+    snapshots = load_snapshots(run, run.training, at_most=memory)
     homogeneous = run.saved.homogeneous
     if "whitening" in missing:
         whitening = fit_gaussian(snapshots, homogeneous=homogeneous)
