@@ -111,7 +111,7 @@ class Study:
         """Add a JSON line to what this part has found."""
         shard = self.shard.replace("/", "of")
         with (self.work / f"{part}-{self.name}-{shard}.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"case": self.name, **line}) + "\n")
         brief = {k: v for k, v in line.items() if not isinstance(v, (dict, list))}
         print(part, self.name, json.dumps(brief), flush=True)
 

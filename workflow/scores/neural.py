@@ -62,6 +62,14 @@ class WhitenedScore(nn.Module):
         output = white + self.whitening.score_to_white(local / scale)
         return self.process.score(output, x, sigma)
 
+    def beginning(self, x: Tensor) -> Tensor:
+        """Whitened score that training starts from, without noise, at whitened `x`."""
+        if self.potential is None:
+            return -x
+        scale = self._scale.to(x.dtype)
+        p = self.whitening.colour(x) / scale
+        return self.whitening.score_to_white(self.potential(p) / scale)
+
 
 @dataclass(frozen=True)
 class NeuralScore:
@@ -88,36 +96,36 @@ class NeuralScore:
 
 
 def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
-    """A copy whose linear map per wavenumber obeys the Stein identity -<s x^+> = 1 on data.
+    """A copy whose network adds nothing along x~ to the score it started from.
 
-        s~ <- s~ - (1 + <s~ x~^+>) <x~ x~^+>^-1 x~
+        s~ <- s~ - <(s~ - s~_0) x~^+> <x~ x~^+>^-1 x~
 
-    There score matching has its minimum in that map, the rest being fixed. Training comes close.
-    But where a mode has narrow wells far apart, a linear term far too small for the loss to see is
-    a large part of the response; and unlike a division by the Stein matrix afterwards, this leaves
-    alone what is right in the score.
+    s~_0, of the potential or the Gaussian, obeys the Stein identity -<s~_0 x~^+> = 1 at every
+    wavenumber of all data, so s~ then does too: there score matching has its minimum in the linear
+    map of the network, the rest being fixed. Training comes close; but where a mode has narrow
+    wells far apart, a linear term far too small for the loss to see is a large part of the
+    response. Unlike a division by the Stein matrix, this leaves alone what is right in the score,
+    and only the small difference s~ - s~_0 is averaged, over few snapshots.
 
     Args:
         model: with a linear map; without one, as without space, nothing changes.
-        x: snapshots to fit, `(batch, field, *shape)`: those of training.
+        x: snapshots `(batch, field, *shape)`: those of training.
     """
     model = with_parameters(model, dict(model.named_parameters()))
     linear = getattr(model.network, "linear", None)
     if linear is None:
         return model
     axes, level = tuple(range(2, x.ndim)), linear.weight.new_tensor([model.process.sigma_min])
-    products, count = torch.zeros((), device=level.device), 0
+    products = torch.zeros((), device=level.device)
     with torch.no_grad():
         for part in x[:: -(-len(x) // SETTLING)].split(256):
             white = model.whitening.whiten(part.to(level.device).double())
             score = model(white.to(level.dtype), level)
-            modes = [torch.fft.rfftn(v.double(), dim=axes, norm="ortho") for v in (score, white)]
+            added = score - model.beginning(white.to(level.dtype))
+            modes = [torch.fft.rfftn(v.double(), dim=axes, norm="ortho") for v in (added, white)]
             both = torch.stack(modes)
             products = products + torch.einsum("vbf...,bg...->v...fg", both, modes[1].conj())
-            count += len(part)
-        stein, variance = products / count
-        one = torch.eye(stein.shape[-1], device=stein.device)
-        change = -(one + stein) @ torch.linalg.inv(variance) * (1 + level.double() ** 2)
+        change = -products[0] @ torch.linalg.inv(products[1]) * (1 + level.double() ** 2)
         change = change.movedim((-2, -1), (0, 1))
         linear.weight += torch.stack([change.real, change.imag]).to(linear.weight)
     return model
