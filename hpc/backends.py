@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -181,10 +182,29 @@ def quiet_dask(log_dir: Path | None, *, environment: Mapping[str, str]) -> Itera
         "distributed.comm.timeouts.connect": "60s",
         "distributed.admin.tick.limit": "1 minute",
     }
-    with dask.config.set(settings), _loggers(handler), warnings.catch_warnings():
+    patient = dask.config.set(settings)
+    with _exported(environment), patient, _loggers(handler), warnings.catch_warnings():
         # Two runs on one machine are no mistake; Dask takes another port by itself.
         warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)
         yield
+
+
+@contextlib.contextmanager
+def _exported(environment: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables of this process, and so of all workers it will ever start.
+
+    Dask's own setting gives way to what the user's shell exports, which is meant for one process.
+    """
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _logging(handler: Mapping[str, str]) -> dict[str, Any]:

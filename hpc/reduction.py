@@ -68,7 +68,7 @@ class Reduction:
             if self._sent is not self._flat:
                 self._sent.copy_(self._flat, non_blocking=True)
             self._ready = torch.cuda.Event()
-            self._ready.record()
+            self._ready.record(torch.cuda.current_stream(self._flat.device))
 
     def progress(self, *, wait: bool, second: bool) -> None:
         """Go on as far as possible, or to the end.

@@ -32,8 +32,8 @@ def matrix(
 
     Another --estimator or --max-lag replaces the matrix.
     """
-    from workflow.config import parse_bytes
     from workflow.runs import load_run
+    from workflow.schema import parse_bytes
     from workflow.stages.matrix import choose, make_matrix, summary
     from workflow.stages.matrix_sums import matrix_of
 

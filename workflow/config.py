@@ -5,39 +5,19 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from workflow.interfaces import UserError
-
-_UNITS = {"": 1, "B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6}
-
-
-def parse_bytes(value: Any) -> Any:
-    """Bytes of "16MiB" or a plain number.
-
-    Raises:
-        ValueError: not a size.
-    """
-    match = re.fullmatch(r"\s*([0-9.]+)\s*([A-Za-z]*)\s*", str(value))
-    if match is None or match[2].upper() not in _UNITS:
-        raise ValueError(f"{value!r} is not a size; write it like 16MiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
+from workflow.machines import ClusterConfig, FaultsConfig
+from workflow.schema import Bytes, Strict
 
 
-Bytes = Annotated[int, BeforeValidator(parse_bytes)]
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class EnsembleConfig(_Strict):
+class EnsembleConfig(Strict):
     """How many members, how long, how saved; times in model time units."""
 
     members: int = Field(128, ge=1)
@@ -50,7 +30,7 @@ class EnsembleConfig(_Strict):
     checksum: Literal["crc32c"] = "crc32c"
 
 
-class ProcessConfig(_Strict):
+class ProcessConfig(Strict):
     """Forward process of the score; noise levels in units of its own scale of variation."""
 
     kind: Literal["edm"] = "edm"
@@ -64,7 +44,7 @@ class ProcessConfig(_Strict):
         return self
 
 
-class NetworkConfig(_Strict):
+class NetworkConfig(Strict):
     """Size of the score network."""
 
     kind: Literal["local"] = "local"
@@ -72,7 +52,7 @@ class NetworkConfig(_Strict):
     residual_blocks: int = Field(2, ge=0)
 
 
-class TrainConfig(_Strict):
+class TrainConfig(Strict):
     """Data-parallel training."""
 
     ranks: int = Field(2, ge=1)
@@ -103,7 +83,7 @@ class TrainConfig(_Strict):
         return self
 
 
-class SplitConfig(_Strict):
+class SplitConfig(Strict):
     """What is held out of training: whole members, or the end of a single run."""
 
     by: Literal["auto", "member", "time"] = "auto"
@@ -111,7 +91,7 @@ class SplitConfig(_Strict):
     until: float | None = Field(None, gt=0, description="model time of which training sees the run")
 
 
-class KgmmConfig(_Strict):
+class KgmmConfig(Strict):
     """Score by clustering, for systems of few variables; noise in units of the spread."""
 
     sigma: float = Field(0.05, gt=0, description="noise, standard deviations of each variable")
@@ -121,7 +101,7 @@ class KgmmConfig(_Strict):
     batch: int = Field(32, ge=1, description="clusters in a step")
 
 
-class ScoreConfig(_Strict):
+class ScoreConfig(Strict):
     """How the score is estimated."""
 
     estimator: Literal["neural", "kgmm", "gaussian", "exact"] = "neural"
@@ -134,7 +114,7 @@ class ScoreConfig(_Strict):
     split: SplitConfig = SplitConfig()
 
 
-class ErrorConfig(_Strict):
+class ErrorConfig(Strict):
     """How error bars are made."""
 
     method: Literal["bootstrap"] = "bootstrap"
@@ -151,7 +131,7 @@ ProbeSpec = str | dict[str, Any]
 """A name such as "moment_2", or a mapping with `kind` and parameters."""
 
 
-class ResponseConfig(_Strict):
+class ResponseConfig(Strict):
     """Which responses, up to which lag in model time units."""
 
     estimators: tuple[Estimator, ...] = ("neural", "gaussian", "exact", "direct")
@@ -166,7 +146,7 @@ class ResponseConfig(_Strict):
     error: ErrorConfig = ErrorConfig()
 
 
-class DirectConfig(_Strict):
+class DirectConfig(Strict):
     """Paired perturbed runs: +-amplitude along each perturbation, common noise."""
 
     pairs: int = Field(12800, ge=2)
@@ -174,7 +154,7 @@ class DirectConfig(_Strict):
     max_lag: float | None = Field(None, gt=0, description="model time; default response.max_lag")
 
 
-class SavedField(_Strict):
+class SavedField(Strict):
     """A field of a user's data, as found."""
 
     name: str
@@ -182,7 +162,7 @@ class SavedField(_Strict):
     units: str = "1"
 
 
-class FoundConfig(_Strict):
+class FoundConfig(Strict):
     """What a user's data are, written down when the run begins; not for writing by hand."""
 
     fields: tuple[SavedField, ...]
@@ -193,7 +173,7 @@ class FoundConfig(_Strict):
     fingerprint: str = Field("", description="of the first times: other data are another run")
 
 
-class DataConfig(_Strict):
+class DataConfig(Strict):
     """The user's own data instead of a simulated ensemble."""
 
     store: str = Field(description="Zarr or NetCDF, relative to the experiment file")
@@ -203,35 +183,13 @@ class DataConfig(_Strict):
     found: FoundConfig | None = None
 
 
-class ReportConfig(_Strict):
+class ReportConfig(Strict):
     """What the report holds."""
 
     format: tuple[Literal["html", "json"], ...] = ("html", "json")
 
 
-class PoolConfig(_Strict):
-    """Where Dask tasks run."""
-
-    kind: Literal["local"] = "local"
-    workers: int | None = Field(None, ge=1, description="default: one per core")
-
-
-class TrainingMachineConfig(_Strict):
-    """Where training ranks run."""
-
-    kind: Literal["local"] = "local"
-    launcher: Literal["auto"] = "auto"
-
-
-class ClusterConfig(_Strict):
-    """Machines by stage."""
-
-    simulate: PoolConfig = PoolConfig()
-    train: TrainingMachineConfig = TrainingMachineConfig()
-    analyse: PoolConfig = PoolConfig()
-
-
-class Experiment(_Strict):
+class Experiment(Strict):
     """One experiment file, resolved."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
@@ -244,6 +202,7 @@ class Experiment(_Strict):
     direct: DirectConfig = DirectConfig()
     report: ReportConfig = ReportConfig()
     cluster: ClusterConfig = ClusterConfig()
+    faults: FaultsConfig = FaultsConfig()
 
     @model_validator(mode="after")
     def _one_source(self) -> Experiment:
@@ -255,7 +214,7 @@ class Experiment(_Strict):
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
-_FREE = ("cluster", "report", "response", "direct")
+_FREE = ("cluster", "faults", "report", "response", "direct")
 """Sections that an existing run may change: stages make again what depends on them."""
 _GROWING = ("ensemble.length", "ensemble.members")
 

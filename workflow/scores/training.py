@@ -115,13 +115,11 @@ class Step:
         loss: mean loss over the whole batch, before the step.
         norm: norm of the mean gradient, before it is clipped.
         skipped: True where either was not finite and the parameters were left alone.
-        micro_batch: network calls of this rank at a time.
     """
 
     loss: float
     norm: float
     skipped: bool
-    micro_batch: int
 
 
 class Trainer:
@@ -166,8 +164,9 @@ class Trainer:
         self._config = config.train
         parameters = list(self.model.parameters())
         self.gradients.attach(parameters)
+        self._fused = self.device.type == "cuda"
         self._optimizer = torch.optim.Adam(
-            parameters, lr=config.train.learning_rate, fused=self.device.type == "cuda"
+            parameters, lr=config.train.learning_rate, fused=self._fused
         )
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         if isinstance(snapshots, Tensor):
@@ -204,7 +203,12 @@ class Trainer:
             move = get_ema_multi_avg_fn(min(self._config.ema, (1 + self.step) / (10 + self.step)))
             move(list(self.average.values()), [p.detach() for p in parameters], self.step)
         self.step += 1
-        return Step(value, norm, skipped, 2 * self._micro)
+        return Step(value, norm, skipped)
+
+    @property
+    def micro_batch(self) -> int:
+        """Network calls of this rank at a time; halved when out of memory."""
+        return 2 * self._micro
 
     def _count(self, skipped: bool) -> None:
         self.skipped += skipped
@@ -258,7 +262,9 @@ class Trainer:
         self.step = state["step"]
         self.skipped, self._skipped_in_row = state["skipped"]
         self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        # Written on another device it would bring that device's way of stepping along.
+        groups = [group | {"fused": self._fused} for group in state["optimizer"]["param_groups"]]
+        self._optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
         self.average = {k: v.to(self.device, copy=True) for k, v in state["average"].items()}
 
     def averaged(self) -> WhitenedScore:

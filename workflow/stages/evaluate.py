@@ -31,7 +31,7 @@ caches, a GPU should not wait for small batches (halved when out of memory)."""
 def evaluate(run: Run, client: Callable[[], distributed.Client], notify: Notify) -> None:
     """Complete `scores.zarr`, dims (estimator, member, time, *space)."""
     run.renew("evaluate", run.scores)
-    _lay_out(run)
+    lay_out(run)
     blocks = {
         f"scores-g{group:04d}-{segment:05d}": (str(run.folder), group, segment)
         for group in range(len(run.groups))
@@ -41,7 +41,8 @@ def evaluate(run: Run, client: Callable[[], distributed.Client], notify: Notify)
     consolidate(run.scores)
 
 
-def _lay_out(run: Run) -> None:
+def lay_out(run: Run) -> None:
+    """Create the empty store, or extend it."""
     config, shape = run.experiment.ensemble, run.saved.shape
     group = min(config.group, config.members)
     variable = f"score_{run.saved.fields[0].name}"
@@ -86,10 +87,12 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
     run = load_run(folder, Path("."))
     members, times = run.groups[group], run.segment_times(segment)
     block = torch.from_numpy(read_ensemble(run, members, times))
-    device = compute_device(_worker_number())
+    cuda = compute_device(_worker_number())
     files: dict[str, str] = {}
     scores: dict[str, torch.Tensor] = {}
     for index, name in enumerate(run.learned):
+        # Closed forms cost little, and a user's own system may know no other device.
+        device = cuda if name == "neural" else torch.device("cpu")
         estimator = load_estimator(run, name, device=str(device))
         scores[name] = _score(estimator, block.flatten(0, 1), device).reshape(block.shape)
         start = {"estimator": index, "member": members.start, "time": times.start}
@@ -110,12 +113,18 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
 
 
 def _score(estimator: ScoreEstimator, x: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Scores of snapshots `(batch, field, *shape)`, a micro-batch at a time, on the CPU."""
+    """Scores of snapshots `(batch, field, *shape)`, a micro-batch at a time.
+
+    Args:
+        estimator: of the score.
+        x: snapshots on the CPU.
+        device: where the estimator computes.
+    """
     batch = max(1, TOGETHER[device.type] // x[0].numel())
     while True:
         try:
             with torch.inference_mode():
-                return torch.cat([estimator(part.to(device)).cpu() for part in x.split(batch)])
+                return torch.cat([estimator(part) for part in x.split(batch)])
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise MachineError("out of memory on the GPU with one snapshot") from None

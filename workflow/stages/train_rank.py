@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from hpc.comm import RANKS_VARIABLE, Comm, MpiComm, SerialComm, Watchdog, require_world_size
-from hpc.errors import MachineError
+from hpc.errors import TRY_AGAIN, MachineError
 from hpc.files import atomic_write_bytes, atomic_write_json, file_crc
 from hpc.gradients import FlatGradients
 from hpc.ledger import Receipt
 from workflow.interfaces import UserError
 from workflow.runs import Run, load_run
-from workflow.scores.devices import compute_device
+from workflow.scores.devices import compute_device, is_out_of_memory
 from workflow.scores.neural import settled, with_parameters
 from workflow.scores.training import Trainer
 from workflow.scores.validation import Best
@@ -44,6 +44,15 @@ def main() -> int:
     except (MachineError, UserError) as error:
         print(f"gfdt: {error}", flush=True)
         return error.exit_code
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            "gfdt: out of memory; run again with more memory, or with a lower "
+            "score.train.micro_batch, or a lower score.train.memory for snapshots",
+            flush=True,
+        )
+        return TRY_AGAIN
     return 0
 
 

@@ -52,7 +52,7 @@ class Watch:
         self._patience = run.experiment.score.train.patience
         self.best = Best()
         self._test = _test_batch(run, comm, trainer)
-        self._micro: int | None = None
+        self._micro = trainer.micro_batch
         self._since = (trainer.step, time.perf_counter())
         self._started = self._since[1]
 
@@ -69,9 +69,13 @@ class Watch:
         if validate:
             found = self._validate()
             line |= {"test_loss": _rounded(found.loss), "stein": [*map(_rounded, found.stein)]}
-        if self._micro is not None and step.micro_batch < self._micro:
-            print(f"out of memory: micro_batch={step.micro_batch} from now on", flush=True)
-        self._micro = step.micro_batch
+        if trainer.micro_batch < self._micro:
+            print(
+                f"out of memory: {trainer.micro_batch} network calls at a time instead of "
+                f"{self._micro} on rank {self._comm.rank} from now on",
+                flush=True,
+            )
+            self._micro = trainer.micro_batch
         if self._comm.rank == 0 and (validate or trainer.step % LOG_EVERY == 0):
             self._write(line)
 
