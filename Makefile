@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all soak check clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) from constraints.txt"
@@ -33,7 +33,10 @@ test: check
 	$(BIN)/python -m pytest
 
 test-all: check
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: check
+	$(BIN)/python -m pytest -m soak --timeout=3600
 
 clean:
 	rm -rf $(VENV) build *.egg-info

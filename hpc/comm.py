@@ -15,14 +15,8 @@ import numpy as np
 import torch
 
 from hpc.errors import TRY_AGAIN, LaunchError
+from hpc.rank import ADVICE
 from hpc.rank import RANKS_VARIABLE as RANKS_VARIABLE
-
-ADVICE = (
-    "launcher and MPI library do not belong together: with MPICH use `mpiexec` of the same "
-    "environment or `srun --mpi=pmi2 --kill-on-bad-exit=1 python -m mpi4py -m ...`, with Open MPI "
-    "its own `mpiexec` or `srun --mpi=pmix`, never both MPIs in one environment; "
-    "`gfdt doctor --mpi` tests it"
-)
 
 
 class Comm(Protocol):

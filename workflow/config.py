@@ -216,14 +216,15 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 
 _FREE = ("cluster", "faults", "report", "response", "direct")
 """Sections that an existing run may change: stages make again what depends on them."""
+_FREE_KEYS = ("score.train.steps", "score.train.ranks")
 _GROWING = ("ensemble.length", "ensemble.members")
 
 
-def load_experiment(source: str, settings: Sequence[str] = ()) -> Experiment:
-    """The experiment of a file, or of a shipped name, with `a.b=c` settings on top.
+def read_experiment(source: str) -> dict[str, Any]:
+    """Content of an experiment file, or of a shipped name, as written.
 
     Raises:
-        UserError: no such experiment, not YAML, or a key or value that is not allowed.
+        UserError: no such experiment, or not YAML.
     """
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
@@ -241,9 +242,7 @@ def load_experiment(source: str, settings: Sequence[str] = ()) -> Experiment:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no experiment; needed keys such as name and system")
-    for setting in settings:
-        apply_setting(content, setting)
-    return parse_experiment(content)
+    return content
 
 
 def parse_experiment(content: Mapping[str, Any]) -> Experiment:
@@ -327,7 +326,7 @@ def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     refused = []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
-        if was == now or key.split(".")[0] in _FREE or key == "score.train.steps":
+        if was == now or key.split(".")[0] in _FREE or key in _FREE_KEYS:
             continue
         if key in _GROWING and isinstance(was, (int, float)) and now is not None and now > was:
             continue

@@ -18,12 +18,13 @@ import yaml
 
 from hpc.catalog import read_catalog
 from hpc.errors import StoreError
-from hpc.launch import find_mpiexec
+from hpc.launchers import find_mpiexec
 from hpc.lock import run_lock
 from workflow.cli import STOPPING, main
 from workflow.interfaces import UserError
 from workflow.opening import open_run
-from workflow.runs import lay_down, load_run
+from workflow.runs import load_run
+from workflow.stages.frames import lay_down
 
 TRY_AGAIN, CONFIGURATION = 75, 78
 PATIENCE = 240

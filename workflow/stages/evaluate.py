@@ -16,11 +16,12 @@ from hpc.layout import Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
 from workflow.interfaces import ScoreEstimator
+from workflow.quarantine import rows_of, stand_in
 from workflow.runs import Notify, Run, load_run
 from workflow.scores.devices import compute_device
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
-from workflow.stages.data import load_estimator, load_whitening, read_ensemble
+from workflow.stages.data import kept, load_estimator, load_whitening, read_ensemble
 from workflow.stages.growth import forget_partly_filled
 
 TOGETHER = {"cpu": 2**14, "cuda": 2**22}
@@ -87,6 +88,8 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
     run = load_run(folder, Path("."))
     members, times = run.groups[group], run.segment_times(segment)
     block = torch.from_numpy(read_ensemble(run, members, times))
+    out = rows_of(members, run.quarantined)
+    x = stand_in(block, out).flatten(0, 1)
     cuda = compute_device(_worker_number())
     files: dict[str, str] = {}
     scores: dict[str, torch.Tensor] = {}
@@ -94,7 +97,9 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
         # Closed forms cost little, and a user's own system may know no other device.
         device = cuda if name == "neural" else torch.device("cpu")
         estimator = load_estimator(run, name, device=str(device))
-        scores[name] = _score(estimator, block.flatten(0, 1), device).reshape(block.shape)
+        scores[name] = _score(estimator, x, device).reshape(block.shape)
+        with torch.inference_mode():
+            scores[name][out] = torch.nan
         start = {"estimator": index, "member": members.start, "time": times.start}
         for f, field in enumerate(run.saved.fields):
             values = scores[name][:, :, f].numpy()
@@ -105,7 +110,7 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
                 values=np.ascontiguousarray(values[None], dtype=run.experiment.ensemble.dtype),
             )
             files |= {f"scores.zarr/{key}": crc for key, crc in written.items()}
-    inside = run.held_out.within(members, times)
+    inside = kept(run, run.held_out, members, times)
     facts = facts_since(started)
     if inside is not None:
         facts |= _errors(run, {name: s[inside].flatten(0, 1) for name, s in scores.items()})

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from workflow.runs import Run
 from workflow.scores.batches import TRAINING_STREAM, lane_edges, lanes_of
-from workflow.stages.data import load_snapshots, part_bytes, read_ensemble
+from workflow.stages.data import kept, load_snapshots, part_bytes, read_ensemble
 
 SHUFFLE_STREAM = TRAINING_STREAM + 1
 """Philox counter word of the order of blocks."""
@@ -117,7 +117,7 @@ def training_source(run: Run) -> Tensor | Streamed:
     blocks = []
     for members in run.groups:
         for times in map(run.segment_times, range(run.segments)):
-            inside = part.within(members, times)
+            inside = kept(run, part, members, times)
             if inside is not None:
                 blocks.append((members, times, inside))
 
@@ -126,6 +126,11 @@ def training_source(run: Run) -> Tensor | Streamed:
         block = read_ensemble(run, members, times)[inside]
         return torch.from_numpy(block.reshape(-1, *block.shape[2:]))
 
-    sizes = [math.prod(s.stop - s.start for s in inside) for _, _, inside in blocks]
+    sizes = [_snapshots(rows, when) for _, _, (rows, when) in blocks]
     shape = (len(run.saved.fields), *run.saved.shape)
     return Streamed(sizes, read, shape=shape, seed=run.experiment.seed)
+
+
+def _snapshots(rows: list[int] | slice, times: slice) -> int:
+    members = rows.stop - rows.start if isinstance(rows, slice) else len(rows)
+    return int(members * (times.stop - times.start))

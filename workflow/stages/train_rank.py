@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -24,23 +26,29 @@ from workflow.stages.data import load_snapshots, load_whitening, save_tensors
 from workflow.stages.streaming import training_source
 from workflow.stages.watching import Watch
 
-WATCHDOG_SECONDS = 600.0
-"""A step that takes longer means that a peer is gone."""
+STOPPING = (signal.SIGTERM, signal.SIGUSR1)
+"""What a batch system sends before it takes the nodes away."""
 
 KEEP = 3
 """Checkpoints kept."""
 
 
 def main() -> int:
-    """Train from the newest valid checkpoint to the last step; returns the exit code."""
-    torch.set_num_threads(1)
+    """Train from the newest valid checkpoint to the last step; returns the exit code.
+
+    Asked to stop by a signal, all ranks stop after the same step, rank 0 saves it, and the code is
+    0 as well: what is missing is seen in the ledger.
+    """
     try:
         run = load_run(sys.argv[1], Path("."))
+        torch.set_num_threads(run.experiment.cluster.train.threads)
         expected = run.experiment.score.train.ranks
         asked = int(os.environ.get(RANKS_VARIABLE, "1"))
         comm: Comm = SerialComm() if expected == asked == 1 else MpiComm()
         require_world_size(comm, expected)
-        train_rank(run, comm)
+        # A peer may be gone, or a file system stuck, at any time from here on.
+        with Watchdog(run.experiment.faults.watchdog) as watchdog:
+            train_rank(run, comm, watchdog)
     except (MachineError, UserError) as error:
         print(f"gfdt: {error}", flush=True)
         return error.exit_code
@@ -56,10 +64,11 @@ def main() -> int:
     return 0
 
 
-def train_rank(run: Run, comm: Comm) -> None:
+def train_rank(run: Run, comm: Comm, watchdog: Watchdog) -> None:
     """The training loop of one rank; rank 0 writes checkpoints and the log."""
     config = run.experiment.score.train
     gradients = FlatGradients(comm)
+    _listen(gradients)
     trainer = Trainer(
         training_source(run),
         load_whitening(run),
@@ -72,17 +81,32 @@ def train_rank(run: Run, comm: Comm) -> None:
     resume(run, trainer, watch)
     watch.cut()
     comm.barrier()
-    with Watchdog(WATCHDOG_SECONDS) as watchdog:
-        while trainer.step < config.steps and not watch.enough:
-            step = trainer.advance()
-            watchdog.beat()
-            save = trainer.step == config.steps or trainer.step % config.save_every == 0
-            watch.note(step, validate=save)
-            if comm.rank == 0 and save:
-                save_checkpoint(run, trainer, watch)
-        if comm.rank == 0:
+    while trainer.step < config.steps and not (watch.enough or gradients.stopping):
+        step = trainer.advance()
+        watchdog.beat()
+        save = trainer.step == config.steps or trainer.step % config.save_every == 0
+        watch.note(step, validate=save)
+        if comm.rank == 0 and (save or gradients.stopping):
+            save_checkpoint(run, trainer, watch)
+    if comm.rank == 0:
+        if trainer.step == config.steps or watch.enough:
             save_best(run, trainer, watch.best)
-        comm.barrier()
+        else:
+            print(f"asked to stop: saved at step {trainer.step}", flush=True)
+    comm.barrier()
+
+
+def _listen(gradients: FlatGradients) -> None:
+    """Turn a signal into a wish that all ranks hear of after the next step.
+
+    Nothing is saved in a handler: it may have interrupted the optimizer.
+    """
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        gradients.asked = True
+
+    for number in STOPPING:
+        signal.signal(number, ask)
 
 
 def save_best(run: Run, trainer: Trainer, best: Best) -> None:
