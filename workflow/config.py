@@ -31,11 +31,11 @@ class EnsembleConfig(Strict):
 
 
 class ProcessConfig(Strict):
-    """Forward process of the score; noise levels in whitened units."""
+    """Forward process of the score; noise levels in units of its own scale of variation."""
 
     kind: Literal["edm"] = "edm"
-    sigma_min: float = Field(0.1, gt=0)
-    sigma_max: float = Field(0.1, gt=0)
+    sigma_min: float = Field(0.02, gt=0)
+    sigma_max: float = Field(0.02, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> ProcessConfig:
@@ -56,9 +56,9 @@ class TrainConfig(Strict):
     """Data-parallel training."""
 
     ranks: int = Field(2, ge=1)
-    steps: int = Field(20000, ge=1)
-    global_batch: int = Field(128, ge=2, multiple_of=2)
-    learning_rate: float = Field(2e-3, gt=0)
+    steps: int = Field(4000, ge=1)
+    global_batch: int = Field(32, ge=2, multiple_of=2)
+    learning_rate: float = Field(4e-3, gt=0)
     ema: float = Field(0.995, ge=0, lt=1)
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
     patience: int | None = Field(

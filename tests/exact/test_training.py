@@ -18,6 +18,8 @@ from workflow.scores.validation import BANDS, Best, Validation, validation_sums
 from workflow.stages.streaming import Streamed
 
 NETWORK = {"channels": 4, "residual_blocks": 1}
+PROCESS = {"sigma_min": 0.1, "sigma_max": 0.1}
+SCORE = {"network": NETWORK, "process": PROCESS}
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,9 @@ def x():
 
 
 def trainer(x, whitening=None, **settings):
-    config = {"network": NETWORK, "train": {"steps": 40, "global_batch": 16} | settings}
+    # A small sigma would multiply the rounding of scores by 1 / sigma.
+    config = dict(SCORE)
+    config |= {"train": {"steps": 40, "global_batch": 16, "learning_rate": 2e-3} | settings}
     return Trainer(
         x,
         whitening or SpectralGaussian.fit(x),
@@ -190,7 +194,7 @@ def test_the_stein_ratios_of_the_gaussian_score_are_known(x):
 
     Its loss is < x~^2 > / (1 + sigma^2)^2 + < z^2 > (sigma^2 - 2 (1 + sigma^2)) / (1 + sigma^2)^2.
     """
-    model = WhitenedScore(SpectralGaussian.fit(x), ScoreConfig.model_validate({"network": NETWORK}))
+    model = WhitenedScore(SpectralGaussian.fit(x), ScoreConfig.model_validate(SCORE))
     batch = make_batch(model, samples(x))
     found = Validation.of(validation_sums(model, batch))
     assert found.stein == pytest.approx([1 / 1.01] * BANDS, rel=1e-4)
@@ -201,7 +205,7 @@ def test_the_stein_ratios_of_the_gaussian_score_are_known(x):
 def test_without_symmetry_there_is_one_stein_ratio(x):
     """-< x~ . s~ > over all places."""
     gaussian = DenseGaussian.fit(x[:, :, :2, :2])
-    model = WhitenedScore(gaussian, ScoreConfig.model_validate({"network": NETWORK}))
+    model = WhitenedScore(gaussian, ScoreConfig.model_validate(SCORE))
     batch = make_batch(model, samples(x[:, :, :2, :2]))
     found = Validation.of(validation_sums(model, batch))
     assert found.stein == pytest.approx([float(batch.x.square().mean()) / 1.01], rel=1e-5)

@@ -71,6 +71,8 @@ def train():
     x = torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(7))
     x = x.sign() + 0.3 * x  # two wells: far from Gaussian
     config = {"network": {"channels": 4, "residual_blocks": 1}}
+    # A small sigma would multiply the rounding of scores by 1 / sigma.
+    config |= {"process": {"sigma_min": 0.1, "sigma_max": 0.1}}
     config |= {"train": {"steps": 24, "global_batch": 16}}
 
     def losses(size, first, last, rate=0.01):

@@ -71,7 +71,7 @@ MISTAKES = {
     ),
     "extrapolation from one noise level": (
         ["score.extrapolate=true", "score.estimator=neural"],
-        "sigma_max of at least .* = 0.141, not 0.1; set score.process.sigma_max: 0.15",
+        "sigma_max of at least .* = 0.0283, not 0.02; set score.process.sigma_max: 0.03",
     ),
     "neural without training": (["response.estimators=[neural]"], "score.estimator=gaussian"),
     "no value": (["ensemble.members"], "needed KEY=VALUE"),

@@ -143,7 +143,7 @@ def training(
     folder: Path,
     *,
     baseline: float | None = None,
-    baseline_name: str = "Gaussian score",
+    baseline_name: str = "score before training",
 ) -> tuple[str, str] | None:
     """Learning curves: loss of batches and of held-out data, raw Stein ratios by band of |k|.
 

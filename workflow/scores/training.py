@@ -50,10 +50,16 @@ def make_batch(model: WhitenedScore, sample: Sample) -> Batch:
 
 
 def batch_loss(model: WhitenedScore, batch: Batch) -> Tensor:
-    """Antithetic score-matching loss of a batch; -1 is the Gaussian score's, lower is better."""
-    step = batch.sigma.reshape(-1, *[1] * (batch.x.ndim - 1)) * batch.z
+    """Antithetic score-matching loss of a batch, in coordinates where all modes count the same.
+
+    Noise and scores go through `equalise`, J^(-1/2): the minimum stays where it was, but no mode
+    with a large Fisher information is drowned by the noise or drowns the others. -1 is the loss of
+    the score that training starts from, lower is better.
+    """
+    equalise = model.whitening.equalise
+    step = equalise(batch.sigma.reshape(-1, *[1] * (batch.x.ndim - 1)) * batch.z)
     both = model(torch.cat([batch.x + step, batch.x - step]), batch.sigma.repeat(2))
-    plus, minus = both.chunk(2)
+    plus, minus = equalise(both).chunk(2)
     return antithetic_loss(plus, minus, batch.z, batch.sigma)
 
 
@@ -163,7 +169,6 @@ class Trainer:
             parameters, lr=config.train.learning_rate, fused=self._fused
         )
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
-        self._move_average = get_ema_multi_avg_fn(config.train.ema)
         if isinstance(snapshots, Tensor):
             snapshots = Held(_on_device(snapshots, self.device))
         pairs, rank, ranks = (
@@ -194,8 +199,9 @@ class Trainer:
                 nn.utils.clip_grads_with_norm_(parameters, self._config.clip, total)
             self._set_learning_rate()
             self._optimizer.step()
-            averages = list(self.average.values())
-            self._move_average(averages, [p.detach() for p in parameters], self.step)
+            # Young averages forget faster, or a short training would remember its start.
+            move = get_ema_multi_avg_fn(min(self._config.ema, (1 + self.step) / (10 + self.step)))
+            move(list(self.average.values()), [p.detach() for p in parameters], self.step)
         self.step += 1
         return Step(value, norm, skipped)
 

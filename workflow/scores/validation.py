@@ -29,7 +29,8 @@ class Validation:
         1 / (1 + sigma_min^2) for that of the smoothed density
 
     Attributes:
-        loss: score-matching loss per number of the field; -1 is the Gaussian score's.
+        loss: score-matching loss per number of the field; -1 is that of the score that
+            training starts from.
         stein: M_b from large scales to small; a single number without homogeneous space.
     """
 

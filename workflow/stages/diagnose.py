@@ -260,7 +260,7 @@ def _held_out(run: Run) -> list[Check]:
     last, best = tested[-1], min(tested, key=lambda line: float(line["test_loss"]))
     note = (
         f"at step {best['step']}, whose parameters are used; {last['test_loss']:g} at the last "
-        f"step {last['step']}; -1 is the loss of the Gaussian score"
+        f"step {last['step']}; -1 is the loss of the score that training starts from"
     )
     loss = float(best["test_loss"])
     return [Check("loss on held-out data", loss, math.nan, math.nan, math.nan, None, note)]

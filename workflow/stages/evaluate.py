@@ -98,7 +98,8 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
         device = cuda if name == "neural" else torch.device("cpu")
         estimator = load_estimator(run, name, device=str(device))
         scores[name] = _score(estimator, x, device).reshape(block.shape)
-        scores[name][out] = torch.nan
+        with torch.inference_mode():
+            scores[name][out] = torch.nan
         start = {"estimator": index, "member": members.start, "time": times.start}
         for f, field in enumerate(run.saved.fields):
             values = scores[name][:, :, f].numpy()

@@ -137,6 +137,6 @@ def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
     log = run.folder / "score" / "log.jsonl"
     if "neural" in run.trained and log.is_file():
         lines = [json.loads(text) for text in log.read_text().splitlines()]
-        # The antithetic loss of the Gaussian score is -1 per pixel by its whitening.
+        # Per pixel, of the fitted score that training starts from: by its own units.
         pictures.append(partial(scores.training, lines, folder, baseline=-1.0))
     return pictures

@@ -19,8 +19,10 @@ from hpc.ledger import Receipt
 from workflow.interfaces import UserError
 from workflow.runs import Run, load_run
 from workflow.scores.devices import compute_device, is_out_of_memory
+from workflow.scores.neural import settled, with_parameters
 from workflow.scores.training import Trainer
-from workflow.stages.data import load_whitening, save_tensors
+from workflow.scores.validation import Best
+from workflow.stages.data import load_snapshots, load_whitening, save_tensors
 from workflow.stages.streaming import training_source
 from workflow.stages.watching import Watch
 
@@ -88,9 +90,7 @@ def train_rank(run: Run, comm: Comm, watchdog: Watchdog) -> None:
             save_checkpoint(run, trainer, watch)
     if comm.rank == 0:
         if trainer.step == config.steps or watch.enough:
-            best = watch.best
-            content = {"step": best.step, "loss": best.loss, "average": best.parameters}
-            save_tensors(run, "neural", "score/neural.pt", content)
+            save_best(run, trainer, watch.best)
         else:
             print(f"asked to stop: saved at step {trainer.step}", flush=True)
     comm.barrier()
@@ -107,6 +107,19 @@ def _listen(gradients: FlatGradients) -> None:
 
     for number in STOPPING:
         signal.signal(number, ask)
+
+
+def save_best(run: Run, trainer: Trainer, best: Best) -> None:
+    """Write the best parameters, their linear map settled on the training data."""
+    seen = load_snapshots(run, run.training, at_most=SETTLING_BYTES)
+    model = settled(with_parameters(trainer.model, best.parameters), seen)
+    average = {name: value.cpu() for name, value in model.named_parameters()}
+    content = {"step": best.step, "loss": best.loss, "average": average}
+    save_tensors(run, "neural", "score/neural.pt", content)
+
+
+SETTLING_BYTES = 256 * 2**20
+"""Of snapshots read to settle the linear map."""
 
 
 def resume(run: Run, trainer: Trainer, watch: Watch) -> None:
