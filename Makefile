@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-all check clean
+.PHONY: demo test test-all soak check clean
 
 KERNELS := setup.py $(wildcard workflow/dynamics/lanes/*.h workflow/dynamics/lanes/*.cpp)
 
@@ -35,7 +35,10 @@ test: check
 	$(BIN)/python -m pytest
 
 test-all: check
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest -m "not soak"
+
+soak: check
+	$(BIN)/python -m pytest -m soak --timeout=3600
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +18,12 @@ import distributed
 from distributed.core import Status
 from tornado.ioloop import IOLoop, PeriodicCallback
 
+from hpc.allocation import allocation_client
 from hpc.errors import MachineError
+from hpc.job_script import Jobs
 from hpc.logs import LogFile
 from hpc.rank import ONE_THREAD
+from hpc.slurm_pool import slurm_client
 
 LOGGERS = ("distributed", "bokeh", "tornado", "asyncio")
 
@@ -37,21 +41,22 @@ def open_client(
     kind: str | distributed.Client = "local",
     *,
     workers: int,
-    memory: str = "auto",
-    threads: int = 1,
+    jobs: Jobs | None = None,
     log_dir: Path | None,
 ) -> Iterator[distributed.Client]:
     """A Dask client on a backend of `BACKENDS`, closed with everything it started.
 
     Args:
         kind: name of the backend, or a client of the caller's, which is used and left open.
-        workers: number of worker processes.
-        memory: memory of one worker, such as "4GiB"; "auto" shares the machine evenly.
-        threads: threads of one worker.
-        log_dir: folder for `dask.log`; without it Dask's own messages are dropped.
+        workers: number of worker processes on this machine; on Slurm there are as many as there
+            is work, within the bounds of `jobs`.
+        jobs: what one worker gets; by default this machine is shared evenly.
+        log_dir: folder for `dask.log`; without it Dask's own messages are dropped. On Slurm it is
+            the folder `logs` of a run folder that all nodes see.
 
     Raises:
-        ValueError: no backend of that name, or no workers.
+        ValueError: no backend of that name, no workers, or no folder where one is needed.
+        MachineError: the backend cannot be opened; tells why.
     """
     if isinstance(kind, distributed.Client):
         yield kind
@@ -60,27 +65,29 @@ def open_client(
         raise ValueError(f"no cluster kind '{kind}'; choose one of {', '.join(sorted(BACKENDS))}")
     if workers < 1:
         raise ValueError(f"workers={workers}: at least 1 worker is needed")
-    with BACKENDS[kind](workers, memory=memory, threads=threads, log_dir=log_dir) as client:
+    if log_dir is None and kind != "local":
+        raise ValueError(f"cluster kind '{kind}' needs log_dir, a folder that all nodes see")
+    with (
+        quiet_dask(log_dir, environment=ONE_THREAD),
+        BACKENDS[kind](jobs or Jobs(), workers=workers, log_dir=log_dir) as client,
+    ):
         yield client
 
 
 @contextlib.contextmanager
-def local_client(
-    workers: int, *, memory: str, threads: int, log_dir: Path | None
-) -> Iterator[distributed.Client]:
+def local_client(jobs: Jobs, *, workers: int, log_dir: Path | None) -> Iterator[distributed.Client]:
     """Worker processes of this machine, replaced when they die; arguments as `open_client`.
 
     Raises:
         MachineError: no worker could be started.
     """
-    environment = ONE_THREAD | {"OMP_NUM_THREADS": str(threads)}
-    with quiet_dask(log_dir, environment=environment), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         try:
             # Started without workers: one that dies at birth would fail the whole cluster.
             cluster = distributed.LocalCluster(
                 n_workers=0,
-                threads_per_worker=threads,
-                memory_limit=memory,
+                threads_per_worker=jobs.cores or 1,
+                memory_limit=jobs.memory or "auto",
                 processes=True,
                 dashboard_address=None,
                 death_timeout=BIRTH,
@@ -146,8 +153,12 @@ def _one_line(error: BaseException) -> str:
 
 Backend = Callable[..., contextlib.AbstractContextManager[distributed.Client]]
 
-BACKENDS: dict[str, Backend] = {"local": local_client}
-"""Backends by name; each takes `(workers, *, memory, threads, log_dir)` as `open_client`."""
+BACKENDS: dict[str, Backend] = {
+    "local": local_client,
+    "slurm": slurm_client,
+    "allocation": allocation_client,
+}
+"""Backends by name; each takes `(jobs, *, workers, log_dir)` as `open_client`."""
 
 
 @contextlib.contextmanager
@@ -181,10 +192,29 @@ def quiet_dask(log_dir: Path | None, *, environment: Mapping[str, str]) -> Itera
         "distributed.comm.timeouts.connect": "60s",
         "distributed.admin.tick.limit": "1 minute",
     }
-    with dask.config.set(settings), _loggers(handler), warnings.catch_warnings():
+    patient = dask.config.set(settings)
+    with _exported(environment), patient, _loggers(handler), warnings.catch_warnings():
         # Two runs on one machine are no mistake; Dask takes another port by itself.
         warnings.filterwarnings("ignore", "Port .* is already in use", UserWarning)
         yield
+
+
+@contextlib.contextmanager
+def _exported(environment: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables of this process, and so of all workers it will ever start.
+
+    Dask's own setting gives way to what the user's shell exports, which is meant for one process.
+    """
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _logging(handler: Mapping[str, str]) -> dict[str, Any]:

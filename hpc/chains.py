@@ -16,8 +16,10 @@ from typing import Any
 import distributed
 from distributed.comm import CommClosedError
 
+from hpc.deadline import Declined, Needed, in_time
 from hpc.errors import MachineError
 from hpc.ledger import Receipt
+from hpc.pool import Pool, pool_of
 
 POLL = 1.0
 """Seconds between looks at the number of workers, which may grow and shrink."""
@@ -52,6 +54,7 @@ class _Chains:
     turns: deque[tuple[int, int]]
     flying: dict[distributed.Future, tuple[int, int]] = field(default_factory=dict)
     attempts: Counter[str] = field(default_factory=Counter)
+    needed: Needed = field(default_factory=Needed)
 
     def task(self, turn: tuple[int, int]) -> Task:
         chain, position = turn
@@ -96,21 +99,26 @@ def run_chains(
     """
     state = _Chains(chains, deque((i, 0) for i, chain in enumerate(chains) if chain))
     finished: queue.SimpleQueue[distributed.Future] = queue.SimpleQueue()
-    crew = _Crew(client, patience)
+    pool = pool_of(client)
+    crew = _Crew(client, pool, patience)
     try:
         while state.turns or state.flying:
+            pool.want(len(state.turns) + len(state.flying))
             workers = crew.count()
             while state.turns and len(state.flying) < workers + backlog:
                 turn = state.turns.popleft()
                 task = state.task(turn)
-                future = client.submit(function, *task.arguments, pure=False)
+                call = (state.needed.seconds, function, *task.arguments)
+                future = client.submit(in_time, *call, pure=False)
                 state.flying[future] = turn
                 future.add_done_callback(finished.put)
             try:
                 future = finished.get(timeout=POLL)
             except queue.Empty:
                 continue
-            _collect(future, state, on_receipt=on_receipt, attempts=attempts, patience=patience)
+            _collect(
+                future, state, pool, on_receipt=on_receipt, attempts=attempts, patience=patience
+            )
             del future  # the result leaves the cluster with its last reference
     except LOST as error:
         raise MachineError(
@@ -118,35 +126,38 @@ def run_chains(
             "run the same command again"
         ) from error
     finally:
+        pool.want(0)
         if state.flying and client.status == "running":
             with contextlib.suppress(*LOST):
                 client.cancel(list(state.flying), force=True)
 
 
 class _Crew:
-    """The number of workers, looked up now and then."""
+    """How many tasks the workers take at once, looked up now and then."""
 
-    def __init__(self, client: distributed.Client, patience: float) -> None:
-        self._client, self._patience = client, patience
+    def __init__(self, client: distributed.Client, pool: Pool, patience: float) -> None:
+        self._client, self._pool, self._patience = client, pool, patience
         self._workers, self._looked, self._seen = 0, -math.inf, time.monotonic()
 
     def count(self) -> int:
-        """Workers that are there.
+        """Threads of the workers that are there.
 
         Raises:
-            MachineError: the scheduler is gone, or no worker came for too long.
+            MachineError: the scheduler is gone, or no worker came for too long; one that waits
+                in the queue of a batch system is on its way.
         """
         now = time.monotonic()
         if now - self._looked < POLL:
             return self._workers
         if self._client.status != "running":
             raise MachineError("the Dask scheduler is gone; run the same command again")
-        self._workers, self._looked = len(self._client.nthreads()), now
-        if self._workers:
+        self._workers, self._looked = sum(self._client.nthreads().values()), now
+        if self._pool.waiting() or self._workers:
             self._seen = now
         elif now - self._seen > self._patience:
+            why = f" ({self._pool.note})" if self._pool.note else ""
             raise MachineError(
-                f"no Dask worker for {self._patience:g} s; run the same command again"
+                f"no Dask worker for {self._patience:g} s{why}; run the same command again"
             )
         return self._workers
 
@@ -154,6 +165,7 @@ class _Crew:
 def _collect(
     future: distributed.Future,
     state: _Chains,
+    pool: Pool,
     *,
     on_receipt: Callable[[Receipt], None],
     attempts: int,
@@ -164,7 +176,14 @@ def _collect(
     error = _error(future)
     if error is None:
         # If its worker died with the result, the block is made again; not for ever.
-        on_receipt(future.result(timeout=patience))
+        result = future.result(timeout=patience)
+        if isinstance(result, Declined):
+            state.turns.appendleft(turn)
+            pool.declined(result.worker)
+            return
+        on_receipt(result)
+        state.needed.note(result.facts)
+        pool.done()
         state.advance(turn)
         return
     if isinstance(error, ValueError) or hasattr(error, "exit_code"):

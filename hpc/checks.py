@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -12,10 +12,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from hpc.errors import MachineError
+from hpc.errors import MachineError, RunLocked
 from hpc.files import PARTIAL, atomic_write_bytes
-from hpc.launch import probe_mpi
-from hpc.lock import run_lock
+from hpc.lease import lease
+from hpc.lock import LEASE, run_lock
 
 SPACE = 256 * 2**20
 """Bytes that must be free where runs are kept; less does not hold the smallest experiment."""
@@ -40,18 +40,23 @@ class Check:
 
 
 def check_machine(folder: Path, *, distribution: str) -> list[Check]:
-    """Look at everything: packages, MPI, and the file system of a folder.
+    """Look at packages and at the file system of a folder.
 
     Args:
         folder: where runs are kept; it need not exist and is not made.
         distribution: the installed package whose requirements must be met.
     """
+    home = existing(folder)
+    checks = [check_packages(distribution), check_space(home)]
+    return [*checks, *(_try(name, home, look) for name, look in FILE_SYSTEM.items())]
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
     home = folder.absolute()
     while not home.is_dir() and home != home.parent:
         home = home.parent
-    checks = [check_packages(distribution), Check("mpi", *_mpi())]
-    checks.append(check_space(home))
-    return [*checks, *(_try(name, home, look) for name, look in FILE_SYSTEM.items())]
+    return home
 
 
 def check_packages(distribution: str) -> Check:
@@ -97,9 +102,20 @@ def check_space(folder: Path) -> Check:
     return Check("space", True, f"{free / 2**30:.1f} GiB free in {folder}")
 
 
-def _mpi() -> tuple[bool, str]:
-    ok, text = probe_mpi()
-    return ok, text.removeprefix("probe: ")
+def _rate(folder: Path) -> str:
+    block = bytes(RATE_BLOCK)
+    started = time.perf_counter()
+    atomic_write_bytes(folder / "block", block)
+    seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    for number in range(RATE_FILES):
+        atomic_write_bytes(folder / f"receipt-{number}", b"{}")
+    small = (time.perf_counter() - started) / RATE_FILES
+    return f"{len(block) / 2**20 / seconds:.0f} MiB/s written, {1e3 * small:.1f} ms a small file"
+
+
+RATE_BLOCK, RATE_FILES = 16 * 2**20, 20
+"""Bytes and small files written to see how fast that goes."""
 
 
 def _rename(folder: Path) -> str:
@@ -113,17 +129,14 @@ def _rename(folder: Path) -> str:
 
 def _lock(folder: Path) -> str:
     with run_lock(folder):
-        handle = os.open(folder / ".lock", os.O_RDWR)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            with lease(folder, seconds=LEASE, patience=0.0):
+                raise MachineError("a second process could hold the same run")
+        except RunLocked:
             return "one process per run"
-        finally:
-            os.close(handle)
-    raise MachineError("a lock does not keep others out")
 
 
-FILE_SYSTEM: dict[str, Callable[[Path], str]] = {"rename": _rename, "lock": _lock}
+FILE_SYSTEM: dict[str, Callable[[Path], str]] = {"rename": _rename, "lock": _lock, "rate": _rate}
 """What is tried in a new folder on the file system of the runs."""
 
 

@@ -15,14 +15,8 @@ import numpy as np
 import torch
 
 from hpc.errors import TRY_AGAIN, LaunchError
+from hpc.rank import ADVICE
 from hpc.rank import RANKS_VARIABLE as RANKS_VARIABLE
-
-ADVICE = (
-    "launcher and MPI library do not belong together: with MPICH use `mpiexec` of the same "
-    "environment or `srun --mpi=pmi2 --kill-on-bad-exit=1 python -m mpi4py -m ...`, with Open MPI "
-    "its own `mpiexec` or `srun --mpi=pmix`, never both MPIs in one environment; "
-    "`gfdt doctor --mpi` tests it"
-)
 
 
 class Comm(Protocol):
@@ -54,6 +48,10 @@ class Comm(Protocol):
         """Return when every rank has called."""
         ...
 
+    def duplicates(self, count: int) -> tuple[Any, ...]:
+        """MPI communicators of the same ranks, whose messages do not meet any others."""
+        ...
+
 
 class SerialComm:
     """One rank, no MPI."""
@@ -76,6 +74,10 @@ class SerialComm:
     def barrier(self) -> None:
         """Nothing to wait for."""
 
+    def duplicates(self, count: int) -> tuple[Any, ...]:
+        """None without MPI."""
+        return ()
+
 
 class MpiComm:
     """The ranks of an MPI launch.
@@ -84,11 +86,14 @@ class MpiComm:
     each rank adds up its own slice of all ranks' arrays, then the slices are gathered. They repeat
     bit for bit, and another number of ranks changes them by rounding only.
 
+    Args:
+        world: an MPI communicator; default all ranks.
+
     Raises:
         LaunchError: there is no working MPI.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, world: Any = None) -> None:
         try:
             from mpi4py import MPI
         except (ImportError, RuntimeError) as error:  # a missing libmpi is a RuntimeError
@@ -97,7 +102,7 @@ class MpiComm:
                 f"no working MPI: {line}; install the extra `gfdt-workflow[mpich]`, "
                 "load the MPI module of the cluster, or train with score.train.ranks=1"
             ) from error
-        self._world = MPI.COMM_WORLD
+        self._world = MPI.COMM_WORLD if world is None else world
         self.rank: int = self._world.Get_rank()
         self.size: int = self._world.Get_size()
 
@@ -116,6 +121,10 @@ class MpiComm:
     def barrier(self) -> None:
         """Wait for all ranks."""
         self._world.Barrier()
+
+    def duplicates(self, count: int) -> tuple[Any, ...]:
+        """MPI communicators of the same ranks, whose messages do not meet any others."""
+        return tuple(self._world.Dup() for _ in range(count))
 
     def _reduce(self, flat: torch.Tensor, divisor: int) -> None:
         _check(flat)

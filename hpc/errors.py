@@ -47,6 +47,10 @@ class RunLocked(MachineError):
 
 
 class LaunchError(MachineError):
-    """MPI ranks could not be started as asked."""
+    """MPI ranks or Slurm jobs could not be started as asked."""
 
     exit_code = CONFIGURATION
+
+
+class Paused(MachineError):
+    """Work was saved and left unfinished because this process was asked to stop."""

@@ -67,8 +67,13 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def atomic_write_bytes(path: Path | str, data: bytes) -> None:
+def atomic_write_bytes(path: Path | str, data: bytes, *, sync_name: bool = True) -> None:
     """Write a file so that a reader, a kill or a power loss sees the old one or the new one.
+
+    Args:
+        path: the file; its folder is made if absent.
+        data: its content.
+        sync_name: make sure that a power loss right afterwards leaves the new one; half the cost.
 
     Raises:
         DiskFull: no space or no quota left; the old file is untouched.
@@ -84,7 +89,8 @@ def atomic_write_bytes(path: Path | str, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)
-            sync_folder(path.parent)
+            if sync_name:
+                sync_folder(path.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)

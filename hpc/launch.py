@@ -5,26 +5,41 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from hpc.errors import CONFIGURATION, TRY_AGAIN, LaunchError, MachineError
 from hpc.files import PARTIAL
-from hpc.rank import MARKS_VARIABLE, ONE_THREAD, RANKS_VARIABLE
+from hpc.launchers import Layout, command
+from hpc.notice import Notice
+from hpc.rank import ADVICE, BEGAN, ENDED, MARKS_VARIABLE, ONE_THREAD, RANKS_VARIABLE
 
 GRACE = 5.0
 """Seconds between asking ranks to end and killing them."""
 
+START = 120.0
+"""Seconds in which a first rank must begin: launchers can hang before."""
+
+MARKS_PATIENCE = 3.0
+"""Seconds in which a network file system shows the marks that ranks on other nodes left."""
+
+OWN = "gfdt: "
+"""How a line begins in which a rank of ours tells why it leaves."""
+
 BANNER = (
     "=",
+    "---",
+    "srun: ",
+    "slurmstepd",
     "Abort(",
     "application called MPI_Abort",
     "YOUR APPLICATION",
@@ -40,126 +55,155 @@ def launch_ranks(
     module: str,
     arguments: Sequence[str],
     *,
-    ranks: int,
+    layout: Layout,
     log: Path,
+    launcher: str = "mpiexec",
     environment: Mapping[str, str] | None = None,
     echo: Callable[[str], None] | None = None,
     timeout: float | None = None,
+    notice: Notice | None = None,
 ) -> None:
-    """Run `python -m module arguments` as MPI ranks of one thread each, and wait for them.
+    """Run `python -m module arguments` as MPI ranks, and wait for them.
 
-    The ranks find the number of ranks asked for in the environment (`GFDT_RANKS`) for
-    `comm.require_world_size`. They end with this process, however it ends.
+    The ranks find the number of ranks asked for in the environment (`GFDT_RANKS`) and refuse a
+    world of another size before the module begins. They end with this process, however it ends.
 
     Args:
         module: the module to run; started under `-m mpi4py`, so that one failing rank ends all.
         arguments: its command line.
-        ranks: number of ranks; one runs without MPI.
+        layout: how many ranks; one runs without MPI.
         log: file to which everything they print is appended.
+        launcher: a name of `launchers.LAUNCHERS`.
         environment: environment variables in addition to this process's.
         echo: called with each line they print.
         timeout: seconds after which they are stopped.
+        notice: passed on to the ranks, as SIGUSR1, when it comes.
 
     Raises:
-        LaunchError: there is no `mpiexec`, or a rank ended with code 78.
-        MachineError: a rank failed, left early, or took too long; its exit code is the rank's
-            where that is 75 or 78.
+        LaunchError: the launcher is missing or could not start them, or a rank ended with code 78.
+        MachineError: a rank failed, left early, or took too long.
     """
-    command = [*_launcher(ranks), module, *arguments]
+    program = ["hpc.rank"] if layout.ranks == 1 else ["mpi4py", "-m", "hpc.rank"]
+    line = [*command(launcher, layout), sys.executable, "-m", *program, module, *arguments]
+    threads = {name: str(layout.threads) for name in ONE_THREAD if name.endswith("NUM_THREADS")}
     variables = {
         **os.environ,
         **ONE_THREAD,
+        **threads,
         "PYTHONUNBUFFERED": "1",
         # Open MPI alone refuses root, as in containers, and more ranks than cores.
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         **(environment or {}),
-        RANKS_VARIABLE: str(ranks),
+        RANKS_VARIABLE: str(layout.ranks),
     }
     log.parent.mkdir(parents=True, exist_ok=True)
-    last = ""
+    said = _Said()
     with (
         # Beside the log, where the ranks on every node can write.
         tempfile.TemporaryDirectory(PARTIAL, ".ranks-", log.parent.resolve()) as marks,
         log.open("a") as file,
-        _running(command, variables | {MARKS_VARIABLE: marks}, timeout) as (process, expired),
+        _running(
+            line,
+            variables | {MARKS_VARIABLE: marks},
+            [(timeout, lambda: True), (START, lambda: not _began(Path(marks)))],
+        ) as (process, expired),
+        (notice or Notice()).passed_on(lambda: process.send_signal(signal.SIGUSR1)),
     ):
-        for line in process.stdout or ():
-            file.write(line)
+        for text in process.stdout or ():
+            file.write(text)
             file.flush()
-            if line.strip() and not line.lstrip().startswith(BANNER):
-                last = line.strip()
+            said.hear(text)
             if echo is not None:
-                echo(line.rstrip("\n"))
+                echo(text.rstrip("\n"))
         code = process.wait()
-        finished = len(os.listdir(marks))
-    if expired.is_set():
+        outcome = _Outcome.read(Path(marks), layout.ranks, code)
+    if expired and outcome.began == 0:
+        raise LaunchError(f"{module}: no rank began within {expired[0]:g} s: {ADVICE}; see {log}")
+    if expired:
         raise MachineError(f"{module} stopped: not finished after {timeout:g} s; see {log}")
-    if code != 0 or finished != ranks:
-        raise _failure(module, code, last, log)
+    # Whatever a launcher says of ranks that all came to their end.
+    if outcome.codes != [0] * layout.ranks:
+        raise outcome.failure(module, said.last, log)
 
 
-def probe_mpi(timeout: float = 30) -> tuple[bool, str]:
-    """Whether two MPI ranks can be started here and add up numbers, and what they said."""
-    with tempfile.TemporaryDirectory() as folder:
-        lines: list[str] = []
-        try:
-            launch_ranks(
-                "hpc.probe",
-                [],
-                ranks=2,
-                log=Path(folder) / "probe.log",
-                echo=lines.append,
-                timeout=timeout,
-            )
-        except MachineError as error:
-            return False, str(error).replace(f"; see {folder}/probe.log", "")
-        said = [line for line in lines if line.startswith("probe:")]
-        return bool(said), said[-1] if said else "the ranks ended without a word"
+class _Said:
+    """The last line that says something: one of ours, else a rank's, else the launcher's."""
+
+    def __init__(self) -> None:
+        self._own, self._rank, self._launcher = "", "", ""
+
+    def hear(self, text: str) -> None:
+        if not text.strip():
+            return
+        if text.startswith(OWN):
+            self._own = text.removeprefix(OWN).strip()
+        elif text.lstrip().startswith(BANNER):
+            self._launcher = text.strip() if ": error: " in text else self._launcher
+        else:
+            self._rank = text.strip()
+
+    @property
+    def last(self) -> str:
+        return self._own or self._rank or self._launcher or "none"
 
 
-def find_mpiexec() -> str:
-    """Path of the `mpiexec` of this Python environment, else the one on PATH.
+@dataclass(frozen=True)
+class _Outcome:
+    """How a launch ended: the launcher's code, how many ranks began, the codes they left with."""
 
-    Raises:
-        LaunchError: there is none.
-    """
-    # Another environment's launcher starts ranks that do not see each other.
-    own = Path(sys.executable).with_name("mpiexec")
-    found = str(own) if os.access(own, os.X_OK) else shutil.which("mpiexec")
-    if found is None:
-        raise LaunchError(
-            "no mpiexec beside python nor on PATH; install the extra `gfdt-workflow[mpich]`, "
-            "load the MPI module of the cluster, or train with score.train.ranks=1"
-        )
-    return found
+    code: int
+    ranks: int
+    began: int
+    codes: list[int]
+
+    @classmethod
+    def read(cls, marks: Path, ranks: int, code: int) -> _Outcome:
+        patience = time.monotonic() + MARKS_PATIENCE
+        while True:
+            names = os.listdir(marks)
+            codes = sorted(int(n.split("-")[1]) for n in names if n.startswith(ENDED))
+            if code != 0 or len(codes) >= ranks or time.monotonic() > patience:
+                return cls(code, ranks, _began(marks), codes)
+            time.sleep(0.2)
+
+    def failure(self, module: str, last: str, log: Path) -> MachineError:
+        """The error to raise."""
+        # What a rank says of itself goes before what became of it.
+        own = [code for code in self.codes if code]
+        code = CONFIGURATION if CONFIGURATION in own else max(own, default=self.code)
+        how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        if code == 0:
+            how = "left before its end"
+        where = f"last line of log: {last}; see {log}"
+        if code == CONFIGURATION:
+            return LaunchError(f"{module} stopped: rank {how}; {where}")
+        # A signal may come at any time, also before the beginning.
+        if self.began == 0 and self.ranks > 1 and 0 < code < 128 and code not in SIGNALS:
+            return LaunchError(f"{module}: no rank began: {ADVICE}; {where}")
+        return MachineError(f"{module} stopped: rank {how}; {where}", exit_code=TRY_AGAIN)
 
 
-def _launcher(ranks: int) -> list[str]:
-    if ranks < 1:
-        raise ValueError(f"ranks={ranks}: at least 1 rank is needed")
-    program = ["hpc.rank"] if ranks == 1 else ["mpi4py", "-m", "hpc.rank"]
-    launcher = [] if ranks == 1 else [find_mpiexec(), "-n", str(ranks)]
-    return [*launcher, sys.executable, "-m", *program]
+def _began(marks: Path) -> int:
+    return sum(name.startswith(BEGAN) for name in os.listdir(marks))
 
 
-def _failure(module: str, code: int, last: str, log: Path) -> MachineError:
-    how = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
-    if code == 0:
-        how = "left before its end"
-    message = f"{module} stopped: rank {how}; last line of log: {last or 'none'}; see {log}"
-    if code == CONFIGURATION:
-        return LaunchError(message)
-    return MachineError(message, exit_code=TRY_AGAIN)
+SIGNALS = (signal.SIGINT, signal.SIGKILL, signal.SIGTERM, signal.SIGUSR1)
+"""As exit codes of a launcher: what ended the first rank."""
 
 
 @contextlib.contextmanager
 def _running(
-    command: Sequence[str], environment: Mapping[str, str], timeout: float | None
-) -> Iterator[tuple[subprocess.Popen[str], threading.Event]]:
-    """The started process and whether it ran out of time; gone with its children at the end."""
-    expired = threading.Event()
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    limits: Sequence[tuple[float | None, Callable[[], bool]]],
+) -> Iterator[tuple[subprocess.Popen[str], list[float]]]:
+    """The started process and the limit that ended it; gone with its children at the end.
+
+    A limit is a number of seconds, and whether to end the process when they are over.
+    """
+    expired: list[float] = []
     driver = os.getpid()
     process = subprocess.Popen(
         command,
@@ -174,19 +218,24 @@ def _running(
         preexec_fn=lambda: _die_with(driver),
     )
 
-    def expire() -> None:
-        expired.set()
-        _stop(process)
+    def expire(seconds: float, over: Callable[[], bool]) -> None:
+        if over():
+            expired.append(seconds)
+            _stop(process)
 
-    timer = threading.Timer(timeout or 0, expire)
-    timer.daemon = True
-    if timeout is not None:
+    timers = [threading.Timer(s, expire, [s, over]) for s, over in limits if s is not None]
+    for timer in timers:
+        timer.daemon = True
         timer.start()
     try:
         yield process, expired
     finally:
-        timer.cancel()
+        for timer in timers:
+            timer.cancel()
         _stop(process)
+        # What a launcher that was killed itself has left; the next launch may follow at once.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         if process.stdout is not None:
             process.stdout.close()
 
@@ -207,9 +256,12 @@ def _stop(process: subprocess.Popen[str]) -> None:
     family: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         family = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(GRACE)
+    # The notice first: ranks that listen save their work. Slurm's launcher kills on SIGTERM.
+    for each in (signal.SIGUSR1, signal.SIGTERM):
+        process.send_signal(each)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+            break
     _, stubborn = psutil.wait_procs(family, timeout=1.0)
     for member in stubborn:
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -69,7 +69,7 @@ def create_store(
 
     A store of the same layout is left as it is. One that is only shorter along `extendable` is
     lengthened, and its attributes are renewed. Same arguments, same bytes; a kill leaves no store,
-    or one that the same call completes.
+    or one that the same call completes. Where only chunks are left (`remove_frame`), they are kept.
 
     Args:
         path: folder of the store.
@@ -86,7 +86,8 @@ def create_store(
     _check(path, variables, coordinates)
     with telling_disk_errors(path, sum(c.values.nbytes for c in coordinates)):
         if not (path / "zarr.json").exists():
-            if path.exists() and any(path.iterdir()):
+            known = {v.name for v in variables} | {c.name for c in coordinates}
+            if path.exists() and not {one.name for one in path.iterdir()} <= known:
                 raise LayoutError(f"{path} exists and is no store; move it away")
             _create(path, variables, coordinates, attrs)
         elif _must_grow(path, variables, coordinates, extendable):
@@ -94,6 +95,9 @@ def create_store(
 
 
 def _check(path: Path, variables: Sequence[Variable], coordinates: Sequence[Coordinate]) -> None:
+    for name in [*(v.name for v in variables), *(c.name for c in coordinates)]:
+        if "/" in name or name.startswith("."):
+            raise LayoutError(f"'{name}' of {path.name}: a name has no / and no leading dot")
     lengths = {c.name: np.shape(c.values) for c in coordinates}
     for v in variables:
         if not len(v.dims) == len(v.shape) == len(v.chunks) or min((*v.shape, *v.chunks, 1)) < 1:
@@ -125,10 +129,39 @@ def _create(
             array[...] = values
         for v in variables:
             _add(group, v, np.empty(0, v.dtype))
-        os.replace(partial, path)
+        if path.exists():
+            _put_around_chunks(partial, path)
+        else:
+            os.replace(partial, path)
         sync_folder(path.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_around_chunks(partial: Path, path: Path) -> None:
+    files = [one.relative_to(partial) for one in partial.rglob("*") if one.is_file()]
+    # That of the group comes last: it makes a store of the folder.
+    for name in sorted(files, key=lambda name: (str(name) == "zarr.json", name)):
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial / name, path / name)
+
+
+def frame_of(path: Path) -> list[Path]:
+    """Files of a store that are no data: metadata and coordinates, of all its groups.
+
+    A coordinate is an array with the name of its only dimension. An array whose metadata cannot
+    be read has no coordinates.
+    """
+    found = []
+    for metadata in sorted(path.rglob("zarr.json")):
+        found.append(metadata)
+        try:
+            names = json.loads(metadata.read_bytes()).get("dimension_names")
+        except (ValueError, AttributeError):
+            continue
+        if names == [metadata.parent.name]:
+            found += sorted(one for one in (metadata.parent / "c").rglob("*") if one.is_file())
+    return found
 
 
 def _labels(c: Coordinate, values: np.ndarray) -> Variable:

@@ -1,22 +1,27 @@
-"""One process per run folder: an advisory lock that dies with its holder."""
+"""One process per run folder: a lock of this host's kernel, and a lease that all hosts see.
+
+On many parallel file systems `flock` holds on one node only; the lease holds everywhere, but takes
+its time to notice a death on another host.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
-import json
 import os
-import socket
-import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 
 from hpc.errors import MachineError, RunLocked
+from hpc.lease import holder_of, lease
 
 PATIENCE = 0.5
 """Seconds to wait for a holder that is just leaving."""
+
+LEASE = 60.0
+"""Seconds after which the lease of a silent holder may be taken over."""
 
 _held: set[int] = set()
 
@@ -32,19 +37,25 @@ os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 @contextlib.contextmanager
-def run_lock(folder: Path | str) -> Iterator[None]:
-    """Hold a run folder for this process; freed by the kernel however the process ends.
+def run_lock(folder: Path | str, *, seconds: float = LEASE) -> Iterator[None]:
+    """Hold a run folder for this process; free again however the process ends.
+
+    The death of a holder is noticed at once on its own host, elsewhere when its lease is stale.
 
     Args:
         folder: the run folder, made if absent.
+        seconds: life of the lease, renewed four times within it.
 
     Raises:
-        RunLocked: another process holds it; names the holder.
-        MachineError: the file system has no locks.
+        RunLocked: another process holds it, or has taken it over meanwhile; names the holder.
+        MachineError: the folder cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise MachineError(f"cannot lock {folder}: {error.strerror}; give write access") from error
     try:
         _acquire(handle, folder)
     except BaseException:
@@ -52,13 +63,11 @@ def run_lock(folder: Path | str) -> Iterator[None]:
         raise
     _held.add(handle)
     try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, _holder(), 0)
-        yield
+        with lease(folder, seconds=seconds, patience=PATIENCE):
+            yield
     finally:
         if handle in _held:
             _held.discard(handle)
-            os.ftruncate(handle, 0)
             os.close(handle)
 
 
@@ -69,24 +78,11 @@ def _acquire(handle: int, folder: Path) -> None:
             return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > deadline:
-                raise RunLocked(_refusal(handle, folder)) from None
+                who = holder_of(folder) or "another process"
+                message = f"{folder} is in use by {who}; wait for it or stop it"
+                raise RunLocked(message) from None
             time.sleep(0.05)
         except OSError as error:
-            raise MachineError(
-                f"cannot lock {folder}: {error.strerror}; keep runs on a file system with locks"
-            ) from error
-
-
-def _holder() -> bytes:
-    since = datetime.now().isoformat(sep=" ", timespec="seconds")
-    holder = {"host": socket.gethostname(), "pid": os.getpid(), "command": " ".join(sys.argv)}
-    return json.dumps(holder | {"since": since}).encode()
-
-
-def _refusal(handle: int, folder: Path) -> str:
-    try:
-        holder = json.loads(os.pread(handle, 65536, 0))
-        who = f"pid {holder['pid']} on host {holder['host']} since {holder['since']}"
-    except (ValueError, KeyError, TypeError):
-        who = "another process"
-    return f"{folder} is in use by {who}; wait for it or stop it"
+            if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                return  # no locks here: the lease alone must do
+            raise MachineError(f"cannot lock {folder}: {error.strerror}") from error

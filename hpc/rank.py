@@ -1,7 +1,8 @@
-"""One rank of a launch: runs a module and leaves a mark when it has come to its end.
+"""One rank of a launch: refuses a world of the wrong size, runs a module, leaves marks.
 
-Launchers cannot be asked: MPICH's ends all ranks and returns 0 when one of them leaves early with
-code 0.
+Launchers cannot be asked: one that does not speak to the MPI library starts ranks that each
+believe to be alone; MPICH's ends all ranks and returns 0 when one of them leaves early with
+code 0; Slurm's returns the code of the kill and not of the rank that asked for it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import runpy
 import sys
 import uuid
 from pathlib import Path
+
+from hpc.errors import CONFIGURATION
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -25,19 +28,67 @@ RANKS_VARIABLE = "GFDT_RANKS"
 """Environment variable with the number of ranks that were asked for."""
 
 MARKS_VARIABLE = "GFDT_MARKS"
-"""Environment variable with the folder in which every finished rank leaves a file."""
+"""Environment variable with the folder in which the ranks leave their marks."""
+
+BEGAN = "began"
+"""Mark of a rank that found itself in a world of the right size."""
+
+ENDED = "ended"
+"""Mark of a rank that came to an end of its own, with its exit code: `ended-0-...`."""
+
+ADVICE = (
+    "launcher and MPI library do not belong together: with MPICH use `mpiexec` of the same "
+    "environment or `srun --mpi=pmi2 --kill-on-bad-exit=1 python -m mpi4py -m ...`, with Open MPI "
+    "its own `mpiexec` or `srun --mpi=pmix`, never both MPIs in one environment; "
+    "`gfdt doctor --mpi` tests it"
+)
 
 
 def main() -> None:
-    """Run `module arguments` of the command line as `python -m` would, then leave the mark."""
+    """Run `module arguments` of the command line as `python -m` would."""
     module = sys.argv[1]
     sys.argv = sys.argv[1:]
+    code = 1
     try:
+        refuse_wrong_world(int(os.environ[RANKS_VARIABLE]))
+        _mark(BEGAN)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+        code = 0
     except SystemExit as leaving:
-        if leaving.code not in (None, 0):
+        code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        if code:
             raise
-    (Path(os.environ[MARKS_VARIABLE]) / uuid.uuid4().hex).touch()
+    finally:
+        _mark(f"{ENDED}-{code}")
+
+
+def refuse_wrong_world(ranks: int) -> None:
+    """Leave with code 78 and advice unless there are as many ranks as were asked for.
+
+    Before anything slow is imported: a wrong launcher is told within seconds.
+    """
+    if ranks == 1:
+        return
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # a missing libmpi is a RuntimeError
+        line = " ".join(str(error).split())
+        _refuse(
+            f"no working MPI: {line}; install the extra `gfdt-workflow[mpich]`, "
+            "load the MPI module of the cluster, or train with score.train.ranks=1"
+        )
+    size = MPI.COMM_WORLD.Get_size()
+    if size != ranks:
+        _refuse(f"MPI world has {size} ranks, {ranks} were asked for: {ADVICE}")
+
+
+def _refuse(message: str) -> None:
+    print(f"gfdt: {message}", flush=True)
+    sys.exit(CONFIGURATION)
+
+
+def _mark(what: str) -> None:
+    (Path(os.environ[MARKS_VARIABLE]) / f"{what}-{uuid.uuid4().hex}").touch()
 
 
 if __name__ == "__main__":

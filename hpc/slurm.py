@@ -20,6 +20,9 @@ from hpc.errors import LaunchError, MachineError
 TIMEOUT = 60.0
 """Seconds after which one Slurm command counts as failed."""
 
+SHORTEST = 10.0
+"""Seconds that one Slurm command has at least, however little patience there is."""
+
 PATIENCE = 300.0
 """Seconds over which a busy Slurm is asked again before giving up."""
 
@@ -85,8 +88,12 @@ def submit(script: Path, options: Sequence[str] = (), *, patience: float = PATIE
     return match[1]
 
 
-def jobs(ids: Iterable[str] | None = None) -> list[Job]:
+def jobs(ids: Iterable[str] | None = None, *, patience: float = PATIENCE) -> list[Job]:
     """Jobs of this user in the queue, or those of `ids` that Slurm still knows.
+
+    Args:
+        ids: of the jobs, ended ones included.
+        patience: seconds over which a busy Slurm is asked again.
 
     Raises:
         LaunchError, MachineError: as `submit`.
@@ -97,7 +104,7 @@ def jobs(ids: Iterable[str] | None = None) -> list[Job]:
         # Not by --jobs: one that Slurm has forgotten would fail the whole question.
         command.append("--states=all")
     found = []
-    for line in ask(command).splitlines():
+    for line in ask(command, patience=patience).splitlines():
         number, _, rest = line.partition("|")
         name, state, reason, left = rest.rsplit("|", 3)
         found.append(Job(number, name, state, reason, left))
@@ -107,14 +114,40 @@ def jobs(ids: Iterable[str] | None = None) -> list[Job]:
     return [job for job in found if job.id in wanted]
 
 
-def cancel(ids: Sequence[str], *, signal: str | None = None) -> None:
+def duration(text: str) -> float | None:
+    """Seconds of a duration as Slurm writes and reads it: a plain number is minutes.
+
+    None for words such as UNLIMITED.
+    """
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text.strip())
+    if match is None:
+        return None
+    days, *given = match.groups()
+    parts = [int(part) for part in given if part is not None]
+    if days is None and len(parts) < 3:
+        parts = [0, *parts]
+    hours, minutes, seconds = [*parts, 0, 0][:3]
+    return float(((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds)
+
+
+def cancel(ids: Sequence[str], *, signal: str | None = None, patience: float = PATIENCE) -> None:
     """Cancel jobs, or send them a signal; ids that Slurm has forgotten are no error."""
     if not ids:
         return
     command = ["scancel", "--quiet"]
     if signal is not None:
         command += ["--full", f"--signal={signal}"]
-    ask([*command, *ids])
+    ask([*command, *ids], patience=patience)
+
+
+def release(ids: Sequence[str]) -> None:
+    """Let held jobs begin.
+
+    Raises:
+        LaunchError, MachineError: as `submit`.
+    """
+    if ids:
+        ask(["scontrol", "release", ",".join(ids)])
 
 
 def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
@@ -125,17 +158,23 @@ def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
         MachineError: Slurm stayed busy for `patience` seconds.
     """
     give_up, pause = time.monotonic() + patience, 1.0
+    within = min(TIMEOUT, max(patience, SHORTEST))
     while True:
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=TIMEOUT, stdin=subprocess.DEVNULL
+                command,
+                capture_output=True,
+                text=True,
+                timeout=within,
+                stdin=subprocess.DEVNULL,
+                env=_environment(),
             )
             said = " ".join(done.stderr.split())
             if done.returncode == 0:
                 return done.stdout
             busy = any(word in said.lower() for word in BUSY)
         except subprocess.TimeoutExpired:
-            said, busy = f"no answer within {TIMEOUT:g} s", True
+            said, busy = f"no answer within {within:g} s", True
         except FileNotFoundError:
             raise LaunchError(
                 f"no {command[0]} on this machine: run where Slurm is, or set the cluster kind "
@@ -144,7 +183,20 @@ def ask(command: Sequence[str], *, patience: float = PATIENCE) -> str:
         if not busy:
             raise LaunchError(f"{command[0]} refused: {said or f'exit code {done.returncode}'}")
         if time.monotonic() + pause > give_up:
-            raise MachineError(f"{command[0]} failed for {patience:g} s: {said}; run again later")
+            lasting = f" for {patience:g} s" if patience else ""
+            raise MachineError(f"{command[0]} failed{lasting}: {said}; run again later")
         # Spread out: a busy Slurm is not helped by everybody asking at once.
         time.sleep(pause * random.uniform(0.5, 1.5))
         pause = min(2 * pause, 30.0)
+
+
+def _environment() -> dict[str, str]:
+    """That of this process, without the size of the job it may be in.
+
+    A job inherits the variables of whoever submits it, and `srun` in it would take the size of the
+    other job for its own.
+    """
+    if "SLURM_JOB_ID" not in os.environ:
+        return dict(os.environ)
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS")
+    return {k: v for k, v in os.environ.items() if not k.startswith("SLURM_") or k in kept}

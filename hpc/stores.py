@@ -41,6 +41,7 @@ __all__ = [
     "collect_orphans",
     "consolidate",
     "create_store",
+    "is_consolidated",
     "open_store",
     "read_block",
     "telling_damage",
@@ -147,12 +148,16 @@ def read_block(
 
 def consolidate(path: Path | str) -> None:
     """Gather all metadata in one file, for quick opening; call it when the layout is final."""
-    metadata = json.loads((Path(path) / "zarr.json").read_text())
-    if metadata.get("consolidated_metadata"):  # growing a store drops it
+    if is_consolidated(path):
         return
     with telling_disk_errors(Path(path), 0), warnings.catch_warnings():
         warnings.simplefilter("ignore", ZarrUserWarning)
         zarr.consolidate_metadata(Path(path))
+
+
+def is_consolidated(path: Path | str) -> bool:
+    """Whether the layout of a store is final; growing it makes it not so."""
+    return bool(json.loads((Path(path) / "zarr.json").read_text()).get("consolidated_metadata"))
 
 
 def open_store(path: Path | str) -> xr.Dataset:

@@ -1,6 +1,63 @@
-"""One thread, and passive waiting, before torch is imported: the suite shares its cores."""
+"""One thread, and passive waiting, before torch is imported: the suite shares its cores.
+
+And a private Slurm for the tests that need one.
+"""
 
 import os
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+from pathlib import Path
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+DEV = Path(__file__).parents[1] / "slurm" / "dev"
+NODES = 3
+
+
+def free_ports(count):
+    """First of so many neighbouring ports that nobody listens on, below the ephemeral ones."""
+    for first in random.SystemRandom().sample(range(17200, 32000, 8), 100):
+        try:
+            for port in range(first, first + count):
+                with socket.socket() as probe:
+                    probe.bind(("127.0.0.1", port))
+        except OSError:
+            continue
+        return first
+    raise OSError("no free ports for a private Slurm")
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster():
+    """Folder of a private Slurm of three nodes, which `SLURM_CONF` leads to.
+
+    That of `GFDT_SLURM` if this is set, and then left running; else one of this session. Where
+    none can be started, its tests are skipped with the reason, or fail if `GFDT_NEED_SLURM` is set.
+    """
+    lent = os.environ.get("GFDT_SLURM")
+    # A short path: sockets are in it.
+    home = Path(lent or tempfile.mkdtemp(prefix="gfdt-slurm-", dir="/tmp"))
+    own = {"GFDT_SLURM": str(home)} | ({} if lent else {"GFDT_SLURM_PORT": str(free_ports(4))})
+    up = subprocess.run(
+        [DEV / "up", str(NODES)], env=os.environ | own, capture_output=True, text=True, timeout=600
+    )
+    if up.returncode:
+        reason = (up.stderr.strip().splitlines() or ["slurm/dev/up failed"])[-1]
+        if not lent:
+            shutil.rmtree(home, ignore_errors=True)
+        (pytest.fail if os.environ.get("GFDT_NEED_SLURM") else pytest.skip)(reason)
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(home / "slurm.conf")
+    yield home
+    if before is None:
+        del os.environ["SLURM_CONF"]
+    else:
+        os.environ["SLURM_CONF"] = before
+    if not lent:
+        subprocess.run([DEV / "down"], env=os.environ | own, check=True, timeout=120)

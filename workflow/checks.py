@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 KGMM_NUMBERS = 8
 """Most numbers of a snapshot for which clusters can cover the state space."""
 
+FEWEST_SNAPSHOTS = 64
+"""Snapshots without which a network learns its data by heart."""
+
 
 def check(run: Run) -> None:
     """Refuse what cannot give an answer.
@@ -29,6 +32,7 @@ def check(run: Run) -> None:
     _check_members(run)
     _check_estimators(run)
     _check_extrapolation(run)
+    _check_training(run)
     _check_probes(run)
 
 
@@ -105,6 +109,16 @@ def _check_estimators(run: Run) -> None:
         raise UserError(
             f"score.estimator=kgmm: a snapshot has {saved.numbers} numbers, clusters can cover "
             f"up to {KGMM_NUMBERS}; use neural"
+        )
+
+
+def _check_training(run: Run) -> None:
+    members, times = len(run.training.members), len(run.training.times)
+    if "neural" in run.trained and members * times < FEWEST_SNAPSHOTS:
+        raise UserError(
+            f"{members * times} snapshots to learn from ({members} members x {times} times); a "
+            f"learned score needs at least {FEWEST_SNAPSHOTS}: lengthen ensemble.length, or leave "
+            "'neural' out of response.estimators and set score.estimator: gaussian"
         )
 
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
+from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
 from workflow.cli_matrix import matrix
+from workflow.cli_plan import plan, tell_plan
+from workflow.cli_scale import scale
+from workflow.cli_status import status
 from workflow.interfaces import UserError
 from workflow.options import (
     HERE,
     Data,
     Dims,
+    DryRun,
     Estimator,
     Homogeneous,
     Json,
@@ -53,10 +59,12 @@ def _go(
     verbose: int,
     quiet: bool,
 ) -> None:
-    from workflow.stages.health import status as status_of
     from workflow.stages.pipeline import STAGES as ALL
     from workflow.stages.pipeline import run_stages
+    from workflow.stages.status import status as status_of
 
+    if quiet or as_json:
+        logging.getLogger("workflow").setLevel(logging.ERROR)
     with Progress(quiet=quiet or as_json, verbose=verbose) as progress:
         try:
             run_stages(run, stages or ALL, command=" ".join(sys.argv), notify=progress)
@@ -111,6 +119,7 @@ def _data_command(name: str) -> Callable[..., None]:
         max_lag: MaxLag = None,
         estimator: Estimator = None,
         run_name: RunName = None,
+        dry_run: DryRun = False,
         settings: Settings = None,
         runs: Runs = HERE,
         as_json: Json = False,
@@ -124,8 +133,12 @@ def _data_command(name: str) -> Callable[..., None]:
         own = asked(experiment, data, *options)
         if own is None:
             run = open_run(str(experiment), runs, settings or [])
+            if dry_run:
+                return tell_plan(run, as_json, quiet, source=str(experiment))
             return _go(run, stages, as_json, verbose, quiet)
         run, told = open_own_data(own, runs, settings or [])
+        if dry_run:
+            return tell_plan(run, as_json, quiet)
         tell(None, [] if as_json else told, False, quiet)
         _go(run, None, as_json, verbose, quiet)
 
@@ -137,48 +150,11 @@ for _name, _help in STAGES.items():
     app.command(_name, help=_help)(_make(_name))
 app.command("forecast")(forecast)
 app.command("matrix")(matrix)
-
-
-@app.command()
-def plan(
-    experiment: Source,
-    settings: Settings = None,
-    runs: Runs = HERE,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Sizes, files and core-hours; writes nothing."""
-    from workflow.opening import open_run
-    from workflow.stages.plan import plan as plan_of
-
-    found = plan_of(open_run(experiment, runs, settings or []))
-    lines = []
-    for key, value in found.items():
-        text = f"{value / 2**20:.1f} MiB" if "bytes" in key else str(value)
-        lines.append(f"{key.replace('_', ' '):32} {text}")
-    tell(found, lines, as_json, quiet)
-
-
-@app.command()
-def status(
-    name: Name,
-    runs: Runs = HERE,
-    as_json: Json = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-) -> None:
-    """How far a run is, from its files."""
-    from workflow.runs import load_run
-    from workflow.stages.health import status as status_of
-
-    found = status_of(load_run(name, runs))
-    lines = [f"{found['name']} in {found['folder']}"]
-    for stage, one in found["stages"].items():
-        lines.append(f"  {stage:10} {one['done']:>8} of {one['blocks']}")
-    lines.append(f"  report     {found['report'] or 'not yet'}")
-    if verbose:
-        lines += [f"  {stage:10} {s:>8} s" for stage, s in found["wall_seconds"].items()]
-    tell(found, lines, as_json, quiet)
+app.command("plan")(plan)
+app.command("submit")(submit)
+app.command("status")(status)
+app.command("cancel")(cancel)
+app.command("scale")(scale)
 
 
 @app.command()
@@ -190,12 +166,18 @@ def verify(
     quiet: Quiet = False,
 ) -> None:
     """Check every file of a run against its checksum; exit code 75 when one is damaged."""
-    from workflow.runs import load_run
+    from workflow.runs import folder_of, load_run
+    from workflow.stages.frames import find_experiment
     from workflow.stages.health import verify as verify_run
 
-    found = load_run(name, runs)
-    problems = verify_run(found)
-    _tell_problems(found, problems, as_json, verbose, quiet)
+    folder = folder_of(name, runs)
+    problems = find_experiment(folder)
+    if problems:  # what the run is cannot be trusted
+        _tell_problems(problems, [], as_json, quiet)
+    else:
+        found = load_run(folder, runs)
+        problems = verify_run(found)
+        _tell_problems(problems, _receipts(found, verbose), as_json, quiet)
     if problems:
         raise MachineError(f"{len(problems)} damaged; mend with: gfdt repair {name}")
 
@@ -210,23 +192,36 @@ def repair(
 ) -> None:
     """Forget damaged blocks, so that the next `gfdt run` makes exactly those again."""
     from hpc.lock import run_lock
-    from workflow.runs import load_run
+    from workflow.runs import folder_of, load_run
+    from workflow.stages.frames import find_experiment
     from workflow.stages.health import verify as verify_run
 
-    found = load_run(name, runs)
-    with run_lock(found.folder):
-        problems = verify_run(found, repair=True)
-    _tell_problems(found, problems, as_json, verbose, quiet)
+    folder = folder_of(name, runs)
+    with run_lock(folder):
+        problems = find_experiment(folder, repair=True)
+        found = load_run(folder, runs)
+        problems += verify_run(found, repair=True)
+    _tell_problems(problems, _receipts(found, verbose), as_json, quiet)
 
 
 @app.command()
 def doctor(
-    runs: Runs = HERE, as_json: Json = False, verbose: Verbose = 0, quiet: Quiet = False
+    mpi: Annotated[bool, typer.Option("--mpi", help="MPI alone")] = False,
+    slurm: Annotated[
+        bool, typer.Option("--slurm", help="Slurm alone, with a test job of two minutes at most")
+    ] = False,
+    runs: Runs = HERE,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
 ) -> None:
-    """Versions, a real MPI test, and the filesystem of the runs folder."""
+    """Versions, a real MPI test, the filesystem of the runs folder, and Slurm if there is any.
+
+    Example: gfdt doctor --mpi --slurm
+    """
     from workflow.stages.health import examine
 
-    found = examine(runs)
+    found = examine(runs, mpi=mpi, slurm=slurm)
     lines = [f"  {package:14} {version}" for package, version in found["versions"].items()]
     lines.append(f"  {'cores':14} {found['cores']}")
     if verbose:
@@ -241,14 +236,14 @@ def doctor(
         raise MachineError(failed[0] + more)
 
 
-def _tell_problems(
-    run: Run, problems: list[Problem], as_json: bool, verbose: int, quiet: bool
-) -> None:
+def _receipts(run: Run, verbose: int) -> list[str]:
     from workflow.stages.pipeline import LEDGERS
 
-    lines = [f"{p.block}: {p.path}: {p.what}" for p in problems]
-    if verbose:
-        lines = [f"{s}: {len(run.ledger(s).done())} receipts" for s in LEDGERS] + lines
+    return [f"{s}: {len(run.ledger(s).done())} receipts" for s in LEDGERS] if verbose else []
+
+
+def _tell_problems(problems: list[Problem], lines: list[str], as_json: bool, quiet: bool) -> None:
+    lines = lines + [f"{p.block}: {p.path}: {p.what}" for p in problems]
     if not problems:
         lines.append("every file is as it was written")
     found = [{"block": p.block, "path": str(p.path), "what": p.what} for p in problems]

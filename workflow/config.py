@@ -34,11 +34,11 @@ class EnsembleConfig(Strict):
 
 
 class ProcessConfig(Strict):
-    """Forward process of the score; noise levels in whitened units."""
+    """Forward process of the score; noise levels in units of its own scale of variation."""
 
     kind: Literal["edm"] = "edm"
-    sigma_min: float = Field(0.1, gt=0)
-    sigma_max: float = Field(0.1, gt=0)
+    sigma_min: float = Field(0.02, gt=0)
+    sigma_max: float = Field(0.02, gt=0)
 
     @model_validator(mode="after")
     def _ordered(self) -> ProcessConfig:
@@ -59,11 +59,21 @@ class TrainConfig(Strict):
     """Data-parallel training."""
 
     ranks: int = Field(2, ge=1)
-    steps: int = Field(20000, ge=1)
-    global_batch: int = Field(128, ge=2, multiple_of=2)
-    learning_rate: float = Field(2e-3, gt=0)
+    steps: int = Field(4000, ge=1)
+    global_batch: int = Field(32, ge=2, multiple_of=2)
+    learning_rate: float = Field(4e-3, gt=0)
     ema: float = Field(0.995, ge=0, lt=1)
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient")
+    patience: int | None = Field(
+        None, ge=1, description="stop after so many checkpoints without a lower held-out loss"
+    )
     save_every: int = Field(500, ge=1)
+    micro_batch: int | None = Field(
+        None, ge=2, multiple_of=2, description="of global_batch, at a time on one rank"
+    )
+    memory: Bytes = Field(
+        4 * 2**30, ge=0, description="of a rank for snapshots; beyond it they are streamed"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network alone")
 
     @model_validator(mode="after")
@@ -209,14 +219,15 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 
 _FREE = ("cluster", "faults", "report", "response", "direct")
 """Sections that an existing run may change: stages make again what depends on them."""
+_FREE_KEYS = ("score.train.steps", "score.train.ranks")
 _GROWING = ("ensemble.length", "ensemble.members")
 
 
-def load_experiment(source: str, settings: Sequence[str] = ()) -> Experiment:
-    """The experiment of a file, or of a shipped name, with `a.b=c` settings on top.
+def read_experiment(source: str) -> dict[str, Any]:
+    """Content of an experiment file, or of a shipped name, as written.
 
     Raises:
-        UserError: no such experiment, not YAML, or a key or value that is not allowed.
+        UserError: no such experiment, or not YAML.
     """
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
@@ -234,9 +245,7 @@ def load_experiment(source: str, settings: Sequence[str] = ()) -> Experiment:
         raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no experiment; needed keys such as name and system")
-    for setting in settings:
-        apply_setting(content, setting)
-    return parse_experiment(content)
+    return content
 
 
 def parse_experiment(content: Mapping[str, Any]) -> Experiment:
@@ -320,7 +329,7 @@ def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     refused = []
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
-        if was == now or key.split(".")[0] in _FREE or key == "score.train.steps":
+        if was == now or key.split(".")[0] in _FREE or key in _FREE_KEYS:
             continue
         if key in _GROWING and isinstance(was, (int, float)) and now is not None and now > was:
             continue

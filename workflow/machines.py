@@ -61,9 +61,10 @@ class TrainingMachineConfig(JobConfig):
 
 
 class DriverConfig(JobConfig):
-    """The job of the driver itself, for `gfdt submit --driver job`."""
+    """The job of a driver, for `gfdt submit`; where it computes itself, it asks for that too."""
 
     cores: int = Field(1, ge=1)
+    requeues: int = Field(20, ge=0, description="times it is continued after its walltime")
 
 
 class ClusterConfig(Strict):

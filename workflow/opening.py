@@ -16,8 +16,9 @@ from workflow.checks import check
 from workflow.config import (
     EXPERIMENTS,
     Experiment,
-    load_experiment,
+    apply_setting,
     parse_experiment,
+    read_experiment,
     refused_changes,
 )
 from workflow.dynamics import build_system, parameters_of
@@ -26,10 +27,22 @@ from workflow.interfaces import HasExactScore, UserError
 from workflow.recorded import find, saved_of
 from workflow.responses.perturbations import usual_perturbation
 from workflow.runs import Run, read_own
+from workflow.sites import fill, forget_defaults
 
 
-def open_run(source: str, runs: Path, settings: Sequence[str] = ()) -> Run:
+def open_run(
+    source: str,
+    runs: Path,
+    settings: Sequence[str] = (),
+    site: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Run:
     """The run of an experiment, new or existing, checked; writes nothing.
+
+    Args:
+        source: shipped experiment, YAML file, or name of a run.
+        runs: where run folders live.
+        settings: "a.b=c" each, before all else.
+        site: what is said to the sections of `cluster` where the experiment says nothing.
 
     Raises:
         UserError: anything in the experiment that cannot be run, or changed science.
@@ -40,8 +53,14 @@ def open_run(source: str, runs: Path, settings: Sequence[str] = ()) -> Run:
     existing = runs / source / "experiment.yaml"
     shipped = EXPERIMENTS / f"{source}.yaml"
     found = existing if existing.is_file() and not shipped.is_file() else None
-    experiment = load_experiment(str(found or source), settings)
-    return open_experiment(experiment, runs, where)
+    content = read_experiment(str(found or source))
+    if found:
+        forget_defaults(content)
+    for setting in settings:
+        apply_setting(content, setting)
+    if site is not None:
+        fill(content, site)
+    return open_experiment(parse_experiment(content), runs, where)
 
 
 def open_experiment(experiment: Experiment, runs: Path, where: Path) -> Run:

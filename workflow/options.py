@@ -28,6 +28,11 @@ Runs = Annotated[Path, typer.Option("--runs", help="where run folders live")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="say more")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but errors")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="only tell what would be done")]
+SiteName = Annotated[
+    str | None, typer.Option("--site", metavar="NAME|FILE", help="the cluster, as a site file")
+]
+SlurmDir = Annotated[Path, typer.Option("--slurm-dir", help="folder of job templates and sites/")]
 HERE = Path("runs")
 
 OWN = "Your own data"

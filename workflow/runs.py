@@ -17,16 +17,14 @@ from typing import Any
 import numpy as np
 import yaml
 
-from hpc.files import atomic_write_bytes, atomic_write_json, file_crc
+from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Ledger
 from workflow import __version__
-from workflow.config import (
-    Experiment,
-    digest,
-    parse_experiment,
-)
+from workflow.config import Experiment, digest, parse_experiment
 from workflow.dynamics import build_system
 from workflow.interfaces import SPACE, Part, Saved, System, UserError
+from workflow.ownership import refuse_foreign_code
+from workflow.quarantine import quarantined
 from workflow.recorded import saved_of
 
 Notify = Callable[[str, int, int], None]
@@ -97,6 +95,11 @@ class Run:
     def ledger(self, stage: str) -> Ledger:
         """Receipts of a stage's blocks."""
         return Ledger(self.folder / "ledger" / stage, self.folder)
+
+    @property
+    def quarantined(self) -> dict[int, int]:
+        """Members left out because they became non-finite, and the saved time of the first loss."""
+        return quarantined(self.ledger("simulate"))
 
     @property
     def space(self) -> tuple[str, ...]:
@@ -194,11 +197,20 @@ class Run:
         wanted = {self.experiment.score.estimator, *self.experiment.response.estimators}
         return [name for name in ("neural", "kgmm") if name in wanted]
 
+    @property
+    def trained_steps(self) -> int:
+        """Steps of the newest checkpoint of the learned score; 0 without one."""
+        done = self.ledger("train").done()
+        return max((int(b.removeprefix("step-")) for b in done if b.startswith("step-")), default=0)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether the learned score is finished; it may have stopped early."""
+        return self.trained_block("neural") in self.ledger("train").done()
+
     def trained_block(self, name: str) -> str:
         """Receipt, and file in `score/`, of an estimator's final state."""
-        if name == "neural":
-            return f"step-{self.experiment.score.train.steps:08d}"
-        return "kgmm" if name == "kgmm" else "whitening"
+        return name if name in ("neural", "kgmm") else "whitening"
 
     @property
     def lags(self) -> int:
@@ -261,7 +273,9 @@ class Run:
         """
         e = self.experiment.model_dump(mode="json")
         whole = {name: e["ensemble"].pop(name) for name in ("members", "length")}
+        del e["score"]["train"]["ranks"]  # changes the last bits at most
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
+        content += [lost] if (lost := sorted(self.quarantined)) else []
         response = e["response"]
         response["perturbations"] += _pattern_files(response["perturbations"])
         del response["checks"]  # they look at the products, and are one themselves
@@ -283,20 +297,32 @@ class Run:
 
     def renew(self, stage: str, *products: Path) -> None:
         """Remove a stage's products and receipts if they belong to another state of the run."""
-        mark = self.folder / "ledger" / f"{stage}.key"
-        key = self.key(stage)
-        if mark.is_file() and mark.read_text() == key:
+        if self.is_current(stage):
             return
+        mark = self._mark(stage)
         for path in (mark, self.folder / "ledger" / stage, *products):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        atomic_write_bytes(mark, key.encode())
+            self.discard(path)
+        atomic_write_bytes(mark, self.key(stage).encode())
+
+    def is_current(self, stage: str) -> bool:
+        """Whether a stage's products, as far as there are any, belong to the run as it is."""
+        mark = self._mark(stage)
+        return mark.is_file() and mark.read_text() == self.key(stage)
+
+    def _mark(self, stage: str) -> Path:
+        return self.folder / "ledger" / f"{stage}.key"
+
+    def discard(self, path: Path) -> None:
+        """Remove a product, first from the record of what must be there."""
+        self.ledger("frames").drop(path.name)
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
     def _science(self) -> dict[str, Any]:
         """The experiment without the keys that cannot change a number."""
-        free: Any = {"cluster": True, "report": True, "response": {"checks"}}
+        free: Any = {"cluster": True, "faults": True, "report": True, "response": {"checks"}}
         return self.experiment.model_dump(mode="json", exclude=free)
 
     def attributes(self, title: str) -> dict[str, Any]:
@@ -325,21 +351,32 @@ def load_run(name: str | Path, runs: Path) -> Run:
     Raises:
         UserError: there is none.
     """
+    folder = folder_of(name, runs)
+    try:
+        stamp = (folder / "experiment.yaml").stat().st_mtime_ns
+    except FileNotFoundError:
+        raise UserError(f"{folder} has no experiment.yaml; mend: gfdt repair {name}") from None
+    return _load(folder, stamp)
+
+
+def folder_of(name: str | Path, runs: Path) -> Path:
+    """Folder of an existing run by name or folder; errors as `load_run`."""
     for folder in (runs / str(name), Path(name)):
-        if (folder / "experiment.yaml").is_file():
-            return _load(folder, (folder / "experiment.yaml").stat().st_mtime_ns)
+        if (folder / "experiment.yaml").is_file() or (folder / "ledger").is_dir():
+            return folder
     raise UserError(f"no run '{name}' in {runs}; start it with: gfdt run {name}")
 
 
 @lru_cache(maxsize=8)
 def _load(folder: Path, _stamp: int) -> Run:
-    content = read_own(folder / "experiment.yaml", yaml.safe_load)
+    experiment = parse_experiment(read_own(folder / "experiment.yaml", yaml.safe_load))
+    refuse_foreign_code(folder, experiment)
     provenance = folder / "provenance.json"
     if provenance.is_file():
         for entry in read_own(provenance, json.loads).get("python_path", []):
             if entry not in sys.path:
                 sys.path.insert(0, entry)
-    return Run(folder, parse_experiment(content))
+    return Run(folder, experiment)
 
 
 def read_own(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
@@ -357,22 +394,6 @@ def read_own(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     return content
 
 
-def lay_down(run: Run, *, command: str) -> None:
-    """Write the resolved experiment and its provenance into the run folder."""
-    import platform
-
-    run.folder.mkdir(parents=True, exist_ok=True)
-    text = yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False)
-    path = run.folder / "experiment.yaml"
-    if not path.is_file() or path.read_text() != text:
-        atomic_write_bytes(path, text.encode())
-    atomic_write_json(
-        run.folder / "provenance.json",
-        {"command": command, "host": platform.node(), "python": platform.python_version()}
-        | {"versions": versions(), "python_path": [str(Path.cwd()), *sys.path[:1]]},
-    )
-
-
 def versions() -> dict[str, str]:
     """Versions of what the numbers depend on."""
     from importlib.metadata import version
@@ -382,8 +403,12 @@ def versions() -> dict[str, str]:
 
 
 def cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores this process may use; in a Slurm job those that it was given."""
+    bound = hasattr(os, "sched_getaffinity")
+    found = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
+    # Many sites bind no process to its cores.
+    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(found, int(given)) if given.isdigit() else found
 
 
 def wall_times(run: Run) -> dict[str, float]:

@@ -11,6 +11,7 @@ import xarray as xr
 from scipy.linalg import expm, solve_continuous_lyapunov
 
 from workflow.analysis import responses_of
+from workflow.config import ScoreConfig
 from workflow.interfaces import Field, Saved
 from workflow.responses.assemble import ErrorBars, assemble
 from workflow.responses.channels import Channels
@@ -262,7 +263,7 @@ def test_lag_zero_of_any_recalibrated_score_is_the_pattern_itself_in_two_dimensi
 def test_what_is_fitted_does_not_depend_on_the_number_of_threads(homogeneous, monkeypatch):
     """The same run on another number of cores has the same bits."""
     x = torch.randn((2000, 2, 32), generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(train, "load_snapshots", lambda *_: x)
+    monkeypatch.setattr(train, "load_snapshots", lambda *_, **__: x)
     found = []
     monkeypatch.setattr(
         train, "save_tensors", lambda run, block, path, content: found[-1].update(content)
@@ -270,6 +271,7 @@ def test_what_is_fitted_does_not_depend_on_the_number_of_threads(homogeneous, mo
     run = SimpleNamespace(
         trained=[],
         training=None,
+        experiment=SimpleNamespace(score=ScoreConfig()),
         saved=SimpleNamespace(homogeneous=homogeneous),
         ledger=lambda _: SimpleNamespace(done=set),
     )

@@ -18,6 +18,7 @@ import pytest
 from hpc.backends import BACKENDS, open_client
 from hpc.chains import Task, run_chains
 from hpc.errors import LayoutError, MachineError
+from hpc.job_script import Jobs
 from hpc.ledger import Receipt
 
 
@@ -28,7 +29,7 @@ def log_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(log_dir):
-    with open_client("local", workers=2, memory="1GiB", log_dir=log_dir) as client:
+    with open_client("local", workers=2, jobs=Jobs(memory=2**30), log_dir=log_dir) as client:
         client.wait_for_workers(2, timeout=120)
         yield client
 
@@ -65,9 +66,10 @@ def test_each_chain_runs_in_order_and_all_progress_together(client, tmp_path, mo
     receipts, handed_out = [], []
     submit = client.submit
 
-    def listed(function, folder, chain, position, seconds, **options):
+    def listed(in_time, needed, function, folder, chain, position, seconds, **options):
         handed_out.append((chain, position))
-        return submit(function, folder, chain, position, seconds, **options)
+        call = (needed, function, folder, chain, position, seconds)
+        return submit(in_time, *call, **options)
 
     monkeypatch.setattr(client, "submit", listed)
     chains = chains_of(tmp_path, seconds=0.02, n_chain=5)
@@ -224,9 +226,10 @@ def test_chains_without_workers_stop_in_bounded_time(tmp_path):
 DRIVER = """
 import sys, time
 from hpc.backends import open_client
+from hpc.job_script import Jobs
 
 def main():
-    with open_client("local", workers=2, memory="1GiB", log_dir=None) as client:
+    with open_client("local", workers=2, jobs=Jobs(memory=2**30), log_dir=None) as client:
         client.submit(time.sleep, 60)
         print("ready", flush=True)
         time.sleep(60)

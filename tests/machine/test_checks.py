@@ -17,7 +17,16 @@ def test_the_doctor_finds_this_machine_fit(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
     found = json.loads(done.stdout)
     assert [name for name, one in found["checks"].items() if not one["ok"]] == []
-    assert sorted(found["checks"]) == ["lock", "mpi", "packages", "rename", "space"]
+    assert sorted(found["checks"]) == [
+        "lock",
+        "mpi",
+        "mpi library",
+        "packages",
+        "rate",
+        "rename",
+        "slurm",
+        "space",
+    ]
     assert found["cores"] >= 1
     assert "torch" in found["versions"]
     assert (done.returncode, done.stderr) == (0, "")

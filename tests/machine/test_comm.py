@@ -11,10 +11,12 @@ import psutil
 import pytest
 import torch
 
-from hpc import launch
+from hpc import launchers
+from hpc.choice import probe_mpi
 from hpc.comm import SerialComm, Watchdog, require_world_size
 from hpc.errors import LaunchError, MachineError
-from hpc.launch import launch_ranks, probe_mpi
+from hpc.launch import launch_ranks
+from hpc.launchers import Layout
 
 RANK = """
 import os, sys, time
@@ -74,7 +76,7 @@ def start(tmp_path):
         launch_ranks(
             "rank_program",
             [what],
-            ranks=2,
+            layout=Layout(2),
             log=tmp_path / "logs" / "train.log",
             environment={"PYTHONPATH": str(tmp_path)},
             **options,
@@ -126,11 +128,24 @@ def test_a_launch_that_takes_too_long_is_stopped(start):
     assert len(pids) == 2 and not any(psutil.pid_exists(pid) for pid in pids)
 
 
+def test_a_launcher_that_hangs_is_stopped(tmp_path, monkeypatch):
+    """MPICH's does where a file of it is missing."""
+    launcher = tmp_path / "mpiexec"
+    launcher.write_text("#!/bin/sh\nexec sleep 600\n")
+    launcher.chmod(0o755)
+    monkeypatch.setattr(launchers, "find_mpiexec", lambda: str(launcher))
+    monkeypatch.setattr("hpc.launch.START", 0.5)
+    with pytest.raises(LaunchError, match="no rank began within 0.5 s: launcher and MPI"):
+        launch_ranks("alone", [], layout=Layout(2), log=tmp_path / "log")
+
+
 DRIVER = """
 import sys
 from pathlib import Path
 from hpc.launch import launch_ranks
-launch_ranks("rank_program", ["wait"], ranks=2, log=Path(sys.argv[1]) / "log", echo=print)
+from hpc.launchers import Layout
+log = Path(sys.argv[1]) / "log"
+launch_ranks("rank_program", ["wait"], layout=Layout(2), log=log, echo=print)
 """
 
 
@@ -154,13 +169,13 @@ def test_ranks_die_with_their_driver(start, tmp_path, how):
 
 
 def test_one_rank_needs_no_mpi(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch, "find_mpiexec", lambda: pytest.fail("asked for mpiexec"))
+    monkeypatch.setattr(launchers, "find_mpiexec", lambda: pytest.fail("asked for mpiexec"))
     (tmp_path / "alone.py").write_text("import os; print(os.environ['GFDT_RANKS'])")
     lines = []
     launch_ranks(
         "alone",
         [],
-        ranks=1,
+        layout=Layout(1),
         log=tmp_path / "log",
         environment={"PYTHONPATH": str(tmp_path)},
         echo=lines.append,
@@ -172,7 +187,7 @@ def test_a_missing_mpiexec_is_told_with_advice(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LaunchError, match="no mpiexec .* install the extra"):
-        launch_ranks("alone", [], ranks=2, log=tmp_path / "log")
+        launch_ranks("alone", [], layout=Layout(2), log=tmp_path / "log")
     assert probe_mpi()[0] is False
 
 

@@ -1,9 +1,6 @@
-"""Ledger and lock: a block is done or not, a run has one driver."""
+"""Ledger: a block is done or not."""
 
-import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -12,7 +9,6 @@ import pytest
 
 from hpc.errors import CorruptBlock, MachineError, RunLocked
 from hpc.ledger import Ledger, Receipt, file_crc
-from hpc.lock import run_lock
 
 
 @pytest.fixture
@@ -77,40 +73,101 @@ def test_errors_carry_their_exit_code_through_pickling():
     assert (str(error), error.exit_code, RunLocked("x").exit_code) == ("m", 9, 75)
 
 
-HOLDER = """
-import os, sys, time
-from hpc.lock import run_lock
-with run_lock(sys.argv[1]):
-    if os.fork() == 0:  # a child that outlives its parent
-        os.close(1)
-        time.sleep(20)
-        os._exit(0)
-    print("held", flush=True)
-    time.sleep(60)
+def receipt_of(number):
+    return Receipt(f"m-{number}", {"a": "00"}, {"number": number})
+
+
+@pytest.fixture
+def packing(tmp_path, monkeypatch):
+    """A ledger that packs soon, with 25 receipts: three times 8 packed, one not."""
+    monkeypatch.setattr("hpc.ledger.LOOSE", 8)
+    (tmp_path / "a").write_bytes(b"\0\0\0\0")
+    ledger = Ledger(tmp_path / "ledger", tmp_path)
+    crc = file_crc(tmp_path / "a")
+    for number in range(25):
+        ledger.record(Receipt(f"m-{number}", {"a": crc}, {"number": number}))
+    return ledger
+
+
+def test_receipts_are_packed_and_stay_what_they_were(packing):
+    """Files cost quota: of 25 receipts one has a file of its own."""
+    fresh = Ledger(packing.folder, packing.root)
+    assert sorted(path.name for path in packing.folder.iterdir()) == ["m-24.json", "packed"]
+    assert fresh.done() == {f"m-{number}" for number in range(25)}
+    assert [fresh.load(f"m-{number}").facts["number"] for number in range(25)] == [*range(25)]
+    assert len(list(fresh.receipts())) == 25
+    assert fresh.problems() == []
+
+
+def test_a_packed_receipt_is_dropped_and_replaced(packing):
+    fresh = Ledger(packing.folder, packing.root)
+    packing.drop("m-3", "m-24", "never there")
+    assert packing.done() == fresh.done() == {f"m-{n}" for n in range(24) if n != 3}
+    with pytest.raises(CorruptBlock, match="m-3 is absent"):
+        fresh.load("m-3")
+    packing.record(Receipt("m-5", {}, {"number": 55}))
+    assert fresh.load("m-5").facts == {"number": 55}
+    for number in range(100, 108):
+        packing.record(receipt_of(number))
+    assert not packing.path("m-5").exists()
+    assert fresh.load("m-5").facts == {"number": 55}
+
+
+def test_every_flipped_bit_and_truncation_of_a_pack_is_found_by_name(packing):
+    """And costs the receipts that it hits, two where a line end is hit; no others."""
+    path = packing.folder / "packed"
+    intact = path.read_bytes()
+    names = {f"m-{number}" for number in range(24)}
+    rng = random.Random(5)
+    flips = [(rng.randrange(len(intact)), 1 << rng.randrange(8)) for _ in range(300)]
+    ends = [i for i, byte in enumerate(intact) if byte == ord("\n")]
+    damaged = []
+    for position, bit in [*flips, *((end, 1) for end in ends)]:
+        flipped = bytearray(intact)
+        flipped[position] ^= bit
+        damaged.append((bytes(flipped), 2))
+    damaged += [(intact[:length], 24) for length in rng.sample(range(len(intact)), 40)]
+    for content, most in damaged:
+        path.write_bytes(content)
+        found = {problem.block for problem in packing.problems()}
+        assert found and found <= names | {"receipts"}
+        assert len(found - {"receipts"}) <= most
+        survivors = packing.done() - found
+        packing.drop(*found)
+        assert packing.problems() == []
+        assert packing.done() == survivors
+        for block in survivors:
+            assert packing.load(block).facts == {"number": int(block[2:])}
+
+
+RECORDER = """
+import sys
+import hpc.ledger
+from hpc.ledger import Ledger, Receipt
+hpc.ledger.LOOSE = 4
+ledger = Ledger(sys.argv[1], ".")
+for number in range(int(sys.argv[2]), 100_000):
+    ledger.record(Receipt(f"m-{number}", {}, {"number": number}))
+    print(number, flush=True)
 """
 
 
-def test_a_second_driver_is_refused_and_a_killed_one_frees_the_run(tmp_path):
-    """The lock of a killed driver is free at once, even if its children live on."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(tmp_path)],
-        stdout=subprocess.PIPE,
-        start_new_session=True,
-    )
-    assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
-    try:
-        began = time.monotonic()
-        message = f"{tmp_path} is in use by pid {holder.pid} on host .* since .*; wait for it"
-        with pytest.raises(RunLocked, match=message), run_lock(tmp_path):
-            pass
-        assert time.monotonic() - began < 2
-        assert json.loads((tmp_path / ".lock").read_text())["pid"] == holder.pid
-        holder.kill()
-        holder.wait()
-        with run_lock(tmp_path):
-            assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
-        with run_lock(tmp_path):
-            pass
-    finally:
-        holder.stdout.close()
-        os.killpg(holder.pid, signal.SIGKILL)
+def test_a_recorder_killed_at_any_moment_loses_no_receipt(tmp_path):
+    """Packing goes on all the time; what was recorded stays recorded."""
+    folder, first = tmp_path / "ledger", 0
+    ledger = Ledger(folder, tmp_path)
+    for kill in range(5):
+        command = [sys.executable, "-c", RECORDER, str(folder), str(first)]
+        recorder = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert recorder.stdout is not None
+        said = recorder.stdout.readline()
+        time.sleep(random.Random(kill).uniform(0.0, 0.3))
+        recorder.kill()
+        last = int([said, *recorder.stdout.read().splitlines()][-1])
+        recorder.wait()
+        recorder.stdout.close()
+        assert {f"m-{number}" for number in range(last + 1)} <= ledger.done()
+        assert len(ledger.done()) <= last + 2
+        assert all(one.block == f"m-{one.facts['number']}" for one in ledger.receipts())
+        assert ledger.problems() == []
+        first = last + 1

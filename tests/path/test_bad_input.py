@@ -18,12 +18,13 @@ import yaml
 
 from hpc.catalog import read_catalog
 from hpc.errors import StoreError
-from hpc.launch import find_mpiexec
+from hpc.launchers import find_mpiexec
 from hpc.lock import run_lock
 from workflow.cli import STOPPING, main
 from workflow.interfaces import UserError
 from workflow.opening import open_run
-from workflow.runs import lay_down, load_run
+from workflow.runs import load_run
+from workflow.stages.frames import lay_down
 
 TRY_AGAIN, CONFIGURATION = 75, 78
 PATIENCE = 240
@@ -56,6 +57,10 @@ MISTAKES = {
         ["score.train.global_batch=18", "score.train.ranks=2"],
         "global_batch=18.*ranks=2; use a multiple of 4",
     ),
+    "too few snapshots": (
+        ["score.estimator=neural"],
+        "48 snapshots to learn from .3 members x 16 times.; a learned score needs at least 64",
+    ),
     "no exact score": (
         ["system={kind: navier_stokes, grid: 16}", "response.estimators=[exact]"],
         "navier_stokes has no exact score; remove 'exact'",
@@ -66,7 +71,7 @@ MISTAKES = {
     ),
     "extrapolation from one noise level": (
         ["score.extrapolate=true", "score.estimator=neural"],
-        "sigma_max of at least .* = 0.141, not 0.1; set score.process.sigma_max: 0.15",
+        "sigma_max of at least .* = 0.0283, not 0.02; set score.process.sigma_max: 0.03",
     ),
     "neural without training": (["response.estimators=[neural]"], "score.estimator=gaussian"),
     "no value": (["ensemble.members"], "needed KEY=VALUE"),

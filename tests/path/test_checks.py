@@ -11,10 +11,11 @@ import yaml
 from workflow.config import parse_experiment
 from workflow.figures.words import findings
 from workflow.opening import open_run
-from workflow.runs import Run, lay_down
+from workflow.runs import Run
 from workflow.scores.closed_form import fit_gaussian
 from workflow.scores.neural import NeuralScore, WhitenedScore, with_parameters
 from workflow.stages.data import load_estimator, save_tensors
+from workflow.stages.frames import lay_down
 from workflow.stages.pipeline import STAGES, run_stages
 from workflow.stages.states import STATES, units_of
 

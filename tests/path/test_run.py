@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -19,10 +20,14 @@ import xarray as xr
 import yaml
 
 from hpc.catalog import open_source, read_catalog
+from hpc.comm import SerialComm, Watchdog
 from workflow.config import EXPERIMENTS
+from workflow.interfaces import UserError
 from workflow.opening import open_run
 from workflow.runs import load_run
+from workflow.stages import train_rank
 from workflow.stages.plan import plan
+from workflow.stages.train_rank import save_checkpoint
 
 TINY = {
     "name": "tiny",
@@ -88,7 +93,7 @@ def test_a_run_leaves_all_its_products(finished):
     """They are what the command is for."""
     names = [f"{store}.zarr/zarr.json" for store in STORES]
     names += ["experiment.yaml", "provenance.json", "catalog.yaml", "score/whitening.pt"]
-    names += ["score/log.jsonl", "score/step-00000060.pt", "report/index.html"]
+    names += ["score/log.jsonl", "score/step-00000060.pt", "score/neural.pt", "report/index.html"]
     names += ["report/summary.json", "checks.json"]
     assert [name for name in names if not (finished / name).is_file()] == []
 
@@ -246,6 +251,62 @@ def test_a_run_with_a_partly_filled_last_chunk_grows_too(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     grown, whole = tmp_path / "grown" / "short", tmp_path / "whole" / "short"
     assert chunks(grown, *STORES) == chunks(whole, *STORES)
+
+
+def train_here(folder, monkeypatch):
+    """Train in this process, whose signal handlers stay as they are."""
+    monkeypatch.setattr(train_rank, "_listen", lambda _: None)
+    with Watchdog(PATIENCE) as watchdog:
+        train_rank.train_rank(load_run(folder, folder.parent), SerialComm(), watchdog)
+
+
+class Killed(Exception):
+    """Ends a training in the middle."""
+
+
+def test_training_stops_early_at_its_best_and_resumes_alike(finished, tmp_path, monkeypatch):
+    """Far too large steps: the held-out loss rises, and an interruption changes nothing."""
+
+    def trained(name, *, saves=None):
+        folder = tmp_path / name
+        shutil.copytree(finished, folder, ignore=shutil.ignore_patterns("step-*", "neural*"))
+        content = yaml.safe_load((folder / "experiment.yaml").read_text())
+        settings = {"ranks": 1, "patience": 2, "save_every": 5, "learning_rate": 0.3}
+        content["score"]["train"] |= settings
+        (folder / "experiment.yaml").write_text(yaml.safe_dump(content))
+        if saves is not None:
+            left = iter(range(saves))
+
+            def save(*arguments):
+                if next(left, None) is None:
+                    raise Killed
+                save_checkpoint(*arguments)
+
+            monkeypatch.setattr(train_rank, "save_checkpoint", save)
+            with pytest.raises(Killed):
+                train_here(folder, monkeypatch)
+            monkeypatch.undo()
+        train_here(folder, monkeypatch)
+        return folder / "score"
+
+    whole = trained("whole")
+    used = torch.load(whole / "neural.pt")
+    lines = [json.loads(text) for text in (whole / "log.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line["test_loss"] for line in lines if "test_loss" in line}
+    assert max(losses) < 60 and max(losses) == used["step"] + 10
+    assert used["loss"] == pytest.approx(min(losses.values()), abs=1e-6)
+    for saves in range(len(losses)):
+        _assert_same(torch.load(trained(f"after-{saves}", saves=saves) / "neural.pt"), used)
+
+
+def test_a_checkpoint_of_another_experiment_is_refused(finished, tmp_path, monkeypatch):
+    """With its receipt it looks undamaged; its numbers would be of another training."""
+    shutil.copytree(finished, tmp_path / "other")
+    (tmp_path / "other" / "ledger" / "train" / "neural.json").unlink()
+    path = tmp_path / "other" / "experiment.yaml"
+    path.write_text(path.read_text().replace("seed: 3", "seed: 4"))
+    with pytest.raises(UserError, match="step-00000060.pt is a checkpoint of another experiment"):
+        train_here(tmp_path / "other", monkeypatch)
 
 
 def test_killing_any_process_at_any_time_does_not_change_a_bit(finished, work):

@@ -143,12 +143,12 @@ def training(
     folder: Path,
     *,
     baseline: float | None = None,
-    baseline_name: str = "Gaussian score",
+    baseline_name: str = "score before training",
 ) -> tuple[str, str] | None:
-    """Loss of the batches and of the held-out members against the step.
+    """Learning curves: loss of batches and of held-out data, raw Stein ratios by band of |k|.
 
     Args:
-        log: lines with `step`, `loss` and, on some, `test_loss`.
+        log: lines with `step`, `loss` and, on some, `test_loss`, `stein` and `skipped`.
         folder: where the picture goes.
         baseline: loss of a known score, drawn as a line.
         baseline_name: what that score is.
@@ -160,8 +160,10 @@ def training(
     if not len(batch):
         return None
     held = _curve(log, "test_loss")
+    stein = [row for row in log if None not in row.get("stein", [None])]
     with picture(folder / "training.png", 12, 5.2) as figure:
-        panel = figure.subplots()
+        widths = [1.6, 1.0] if stein else [1.0]
+        panel, *more = figure.subplots(1, len(widths), width_ratios=widths, squeeze=False)[0]
         panel.plot(*batch.T, color="#b5b5b5", lw=1, label="batch")
         if len(batch) >= 40:
             width = max(5, len(batch) // 40)
@@ -169,18 +171,26 @@ def training(
             steps = batch[width // 2 : width // 2 + len(smooth), 0]
             panel.plot(steps, smooth, color="#555555", lw=2, label="running median")
         if len(held):
-            panel.plot(*held.T, "o-", color=COLOURS["neural"], ms=4, lw=2, label="held-out members")
+            panel.plot(*held.T, "o-", color=COLOURS["neural"], ms=4, lw=2, label="held-out data")
+            chosen = held[held[:, 1].argmin(), 0]
+            panel.axvline(chosen, color=COLOURS["neural"], lw=1, ls=":", label="used parameters")
         if baseline is not None:
             panel.axhline(baseline, color=COLOURS["gaussian"], ls="--", lw=1.8, label=baseline_name)
         _frame_losses(panel, batch, held, baseline)
         panel.set(xlabel="training step", ylabel="score-matching loss [per pixel]")
         panel.legend(loc="upper right", ncols=2)
+        for other in more:
+            _stein_ratios(other, stein)
     caption = f"Training loss to step {batch[-1, 0]:g}; last batch {batch[-1, 1]:.4g}"
     if len(held):
+        best = held[held[:, 1].argmin()]
         caption += (
-            f", held-out members {held[-1, 1]:.4g} (lowest {held[:, 1].min():.4g}) with the "
-            "averaged weights, which follow late at first"
+            f", held-out data {held[-1, 1]:.4g} with the averaged weights, which follow late at "
+            f"first; used are those of step {best[0]:g}, whose loss {best[1]:.4g} is the lowest"
         )
+    skipped = log[-1].get("skipped", 0)
+    if skipped:
+        caption += f"; {skipped} steps skipped because they were not finite"
     return "training.png", f"{caption}."
 
 
@@ -256,6 +266,18 @@ def _finish_stein(panel: Axes, largest: float) -> None:
     panel.set_ylim(min(low, 0.95), max(high, 1.05))
     panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     panel.set(xlabel="wavenumber |k| [waves per side]", title="$M_k$ before recalibration")
+
+
+def _stein_ratios(panel: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Raw ratio of each band of |k| against the step."""
+    steps, ratios = [row["step"] for row in rows], np.array([row["stein"] for row in rows])
+    for band, values in enumerate(ratios.T):
+        shade = (band + 1) / ratios.shape[1]
+        name = "all" if ratios.shape[1] == 1 else ("large scales", "", "", "small scales")[band]
+        panel.plot(steps, values, color=COLOURS["neural"], alpha=shade, lw=2, label=name or None)
+    panel.axhline(1, color="#555555", ls="--", lw=1.2, label="score of the data")
+    panel.set(xlabel="training step", ylabel="raw Stein ratio of held-out data")
+    panel.legend(loc="lower right")
 
 
 def _curve(log: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:

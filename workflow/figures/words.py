@@ -73,10 +73,22 @@ def findings(summary: Numbers) -> list[str]:
             "There are neither paired perturbed runs nor an exact score to compare with: only "
             "the Stein identity below tests these responses."
         ]
-    told += [_all_pairs(summary), _beyond_gaussian(summary)]
+    told += [_left_out(summary), _all_pairs(summary), _beyond_gaussian(summary)]
     told += [_stein(summary, estimators), _scores(summary), _resampled(estimators)]
     told += _tested(summary)
     return [text for text in told if text]
+
+
+def _left_out(summary: Numbers) -> str:
+    """That some members are part of no number, and why that may matter."""
+    members = sorted({one["member"] for one in summary.get("quarantined") or []})
+    if not members:
+        return ""
+    some = ", ".join(map(str, members))
+    return (
+        f"Left out of all numbers because they became non-finite: member {some}. What makes a run "
+        "blow up may also make its response special; a shorter system.dt keeps all members."
+    )
 
 
 def _agreement(estimators: Numbers, reference: str) -> str:

@@ -25,6 +25,18 @@ Observe = Callable[[Tensor], Sequence[Tensor]]
 """From fields `(member, field, *shape)` to arrays `(member, ...)`."""
 
 
+class BlownUp(UserError):
+    """Some members of a batch became non-finite.
+
+    Attributes:
+        members: their places in the batch.
+    """
+
+    def __init__(self, message: str, members: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.members = list(members)
+
+
 def paired_response(
     system: System,
     state: State,
@@ -58,7 +70,8 @@ def paired_response(
         For each array of `observe`, R `(member, max_lag + 1, ...)`.
 
     Raises:
-        UserError: members that became non-finite, by index; an amplitude that is no kick.
+        BlownUp: members that became non-finite, by index.
+        UserError: an amplitude that is no kick.
         ValueError: a displacement or a lag that the system does not have.
     """
     members = _members(state)
@@ -131,9 +144,11 @@ def _check_finite(x: Tensor, members: int, step: int, amplitude: float) -> None:
     if torch.isfinite(x).all():
         return
     bad = (~torch.isfinite(x.flatten(1))).any(dim=1).nonzero().flatten() % members
-    raise UserError(
-        f"members {sorted(set(bad.tolist()))} are not finite {step} steps after a kick of "
-        f"{amplitude:g}; lower direct.amplitude or system.dt"
+    named = sorted(set(bad.tolist()))
+    raise BlownUp(
+        f"members {named} are not finite {step} steps after a kick of {amplitude:g}; "
+        "lower direct.amplitude or system.dt",
+        named,
     )
 
 

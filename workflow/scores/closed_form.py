@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from workflow.interfaces import HasExactScore, System, UserError, space_axes
+from workflow.scores.potential import SNAPSHOTS, LocalPotential
 
 SPECTRUM_FLOOR = 1e-10
 """Smallest variance of a mode, relative to the largest, that whitening divides by."""
@@ -62,6 +63,14 @@ class _Whitening(ABC):
         """Score with respect to x from that with respect to x~."""
         return self._apply("score_from_white", s)
 
+    def equalise(self, s: Tensor) -> Tensor:
+        """J^(-1/2) s for scores s of x~: all modes of the score then have the same variance.
+
+        J is the Fisher information <s s^+>, 1 for a Gaussian. Where the density has narrow wells
+        far apart, J of the largest scales can be a thousand.
+        """
+        return s
+
     @abstractmethod
     def _centred(self, x: Tensor) -> Tensor:
         """x - m."""
@@ -101,11 +110,13 @@ class SpectralGaussian(_Whitening):
         mean: mean per field, `(field,)`.
         spectrum: C_k, eigenvalues of the pixel covariances, `(field, field, *half-spectrum)`.
         shape: space shape.
+        potential: of the field in units of its spread, for a learned score to start from.
     """
 
     mean: Tensor
     spectrum: Tensor
     shape: tuple[int, ...]
+    potential: LocalPotential | None = None
 
     @classmethod
     def fit(cls, x: Tensor) -> SpectralGaussian:
@@ -126,6 +137,10 @@ class SpectralGaussian(_Whitening):
         spectrum = total / (len(x) * math.prod(shape))
         return cls(mean, _floored(spectrum.real if len(mean) == 1 else spectrum), shape)
 
+    def equalise(self, s: Tensor) -> Tensor:
+        """See `_Whitening.equalise`."""
+        return s if self.potential is None else self._apply("equalise", s)
+
     @property
     def pixel_variance(self) -> Tensor:
         """Variance of a pixel of each field, `(field,)`."""
@@ -135,7 +150,15 @@ class SpectralGaussian(_Whitening):
 
     def state(self) -> dict[str, Tensor]:
         """Tensors from which `gaussian_from` makes it again."""
-        return {"mean": self.mean, "spectrum": self.spectrum}
+        state = {"mean": self.mean, "spectrum": self.spectrum}
+        if self.potential is not None:
+            state |= {f"potential_{k}": v for k, v in self.potential.state().items()}
+        return state
+
+    def with_potential(self, x: Tensor) -> SpectralGaussian:
+        """The same, with a local potential fitted to data `(batch, field, *shape)`."""
+        p = self._centred(x[:: -(-len(x) // SNAPSHOTS)]) / _per_field(self.pixel_variance.sqrt(), x)
+        return replace(self, potential=LocalPotential.fit(p))
 
     @cached_property
     @torch.inference_mode(False)  # what is kept must serve automatic differentiation too
@@ -144,7 +167,20 @@ class SpectralGaussian(_Whitening):
         scale = _diagonal(matrices).sqrt()
         unit = matrices / (scale[..., :, None] * scale[..., None, :])
         weights = _weights(scale, *torch.linalg.eigh(unit))
+        weights["equalise"] = self._equaliser(weights["colour"])
         return {name: weight.movedim((-2, -1), (0, 1)) for name, weight in weights.items()}
+
+    def _equaliser(self, colour: Tensor) -> Tensor:
+        """J^(-1/2) of the Fisher information J of x~; the identity without a potential."""
+        one = torch.eye(len(self.mean), dtype=colour.dtype, device=colour.device)
+        if self.potential is None:
+            return one.expand_as(colour)
+        units = colour / self.pixel_variance.sqrt()[:, None]
+        matrices = self.potential.information.movedim((0, 1), (-2, -1))
+        information = units.mH.to(matrices.dtype) @ matrices @ units.to(matrices.dtype)
+        values, vectors = torch.linalg.eigh(information if len(one) > 1 else information.real)
+        # J >= 1 for unit variance (Cramer and Rao); a finite sample can say less.
+        return (vectors * values.clamp(min=1).pow(-0.5)[..., None, :]) @ vectors.mH
 
     def _apply(self, name: str, x: Tensor) -> Tensor:
         axes = space_axes(x)
@@ -157,7 +193,7 @@ class SpectralGaussian(_Whitening):
         return torch.fft.irfftn(modes, s=self.shape, dim=axes)
 
     def _centred(self, x: Tensor) -> Tensor:
-        return x - self.mean.to(x).reshape(-1, *[1] * len(self.shape))
+        return x - _per_field(self.mean, x)
 
 
 @dataclass(frozen=True)
@@ -254,17 +290,24 @@ Gaussian = SpectralGaussian | DenseGaussian
 
 
 def fit_gaussian(x: Tensor, *, homogeneous: bool) -> Gaussian:
-    """The Gaussian with the symmetry of the data `(batch, field, *shape)`."""
+    """The Gaussian with the symmetry of the data `(batch, field, *shape)`, and its potential."""
     if homogeneous and x.ndim > 2:
-        return SpectralGaussian.fit(x)
+        return SpectralGaussian.fit(x).with_potential(x)
     return DenseGaussian.fit(x)
 
 
 def gaussian_from(state: Mapping[str, Tensor], shape: tuple[int, ...]) -> Gaussian:
     """The Gaussian of a `state()`."""
     if "spectrum" in state:
-        return SpectralGaussian(state["mean"], state["spectrum"], shape)
+        found = {k[10:]: v for k, v in state.items() if k.startswith("potential_")}
+        potential = LocalPotential(**found) if found else None
+        return SpectralGaussian(state["mean"], state["spectrum"], shape, potential)
     return DenseGaussian(**state)
+
+
+def _per_field(values: Tensor, x: Tensor) -> Tensor:
+    """Values `(field,)` in the type and along the axes of `(batch, field, *shape)`."""
+    return values.to(x).reshape(-1, *[1] * (x.ndim - 2))
 
 
 def _diagonal(matrices: Tensor) -> Tensor:

@@ -18,7 +18,9 @@ def compute_device(number: int = 0) -> torch.device:
         return torch.device("cpu")
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda", number % torch.cuda.device_count())
+    device = torch.device("cuda", number % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -31,14 +31,14 @@ class WhitenedScore(nn.Module):
         self.whitening = whitening
         # Symmetry is a property of the data: their Gaussian has it.
         self.homogeneous = isinstance(whitening, SpectralGaussian) or not whitening.shape
+        self.potential = getattr(whitening, "potential", None)
         self.process: ForwardProcess = PROCESSES[config.process.kind](
             config.process.sigma_min, config.process.sigma_max
         )
         self.network = NETWORKS[config.network.kind](
             len(whitening.mean),
             whitening.shape,
-            channels=config.network.channels,
-            residual_blocks=config.network.residual_blocks,
+            config.network,
             homogeneous=self.homogeneous,
         )
         # Per field: fields can have units of any size.
@@ -55,8 +55,20 @@ class WhitenedScore(nn.Module):
         # Fourier transforms and dense whitenings have no place in half precision.
         with torch.autocast(x.device.type, self.compute, enabled=self.compute is not None):
             white, local = self.network(seen, physical / scale, condition)
-        output = white.to(x.dtype) + self.whitening.score_to_white(local.to(x.dtype) / scale)
+        white, local = white.to(x.dtype), local.to(x.dtype)
+        if self.potential is not None:
+            # In place of the Gaussian: an untrained network has the score of the potential.
+            white, local = white + seen, local + self.potential(physical / scale)
+        output = white + self.whitening.score_to_white(local / scale)
         return self.process.score(output, x, sigma)
+
+    def beginning(self, x: Tensor) -> Tensor:
+        """Whitened score that training starts from, without noise, at whitened `x`."""
+        if self.potential is None:
+            return -x
+        scale = self._scale.to(x.dtype)
+        p = self.whitening.colour(x) / scale
+        return self.whitening.score_to_white(self.potential(p) / scale)
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,8 @@ class NeuralScore:
     """The learned grad log p at the smallest noise level, on data.
 
     It is computed where the model is, whatever the device of the data. It is the score of the
-    density smoothed by noise of covariance sigma_min^2 C.
+    density smoothed by noise of covariance sigma_min^2 J^-1, J the Fisher information of the score
+    that training starts from: C for a Gaussian, and less where wells are narrower than C.
     """
 
     model: WhitenedScore
@@ -74,12 +87,52 @@ class NeuralScore:
         return self.at(x, self.model.process.sigma_min)
 
     def at(self, x: Tensor, sigma: float) -> Tensor:
-        """Score of the density smoothed by noise of covariance sigma^2 C, at clean data."""
+        """Score of the density smoothed by noise of covariance sigma^2 J^-1, at clean data."""
         whitening = self.model.whitening
         parameter = next(self.model.parameters())
         white = whitening.whiten(x.to(parameter.device)).to(parameter.dtype)
         level = white.new_tensor([sigma])
         return whitening.score_from_white(self.model(white, level).to(x.dtype)).to(x.device)
+
+
+def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
+    """A copy whose network adds nothing along x~ to the score it started from.
+
+        s~ <- s~ - <(s~ - s~_0) x~^+> <x~ x~^+>^-1 x~
+
+    s~_0, of the potential or the Gaussian, obeys the Stein identity -<s~_0 x~^+> = 1 at every
+    wavenumber of all data, so s~ then does too: there score matching has its minimum in the linear
+    map of the network, the rest being fixed. Training comes close; but where a mode has narrow
+    wells far apart, a linear term far too small for the loss to see is a large part of the
+    response. Unlike a division by the Stein matrix, this leaves alone what is right in the score,
+    and only the small difference s~ - s~_0 is averaged, over few snapshots.
+
+    Args:
+        model: with a linear map; without one, as without space, nothing changes.
+        x: snapshots `(batch, field, *shape)`: those of training.
+    """
+    model = with_parameters(model, dict(model.named_parameters()))
+    linear = getattr(model.network, "linear", None)
+    if linear is None:
+        return model
+    axes, level = tuple(range(2, x.ndim)), linear.weight.new_tensor([model.process.sigma_min])
+    products = torch.zeros((), device=level.device)
+    with torch.no_grad():
+        for part in x[:: -(-len(x) // SETTLING)].split(256):
+            white = model.whitening.whiten(part.to(level.device).double())
+            score = model(white.to(level.dtype), level)
+            added = score - model.beginning(white.to(level.dtype))
+            modes = [torch.fft.rfftn(v.double(), dim=axes, norm="ortho") for v in (added, white)]
+            both = torch.stack(modes)
+            products = products + torch.einsum("vbf...,bg...->v...fg", both, modes[1].conj())
+        change = -products[0] @ torch.linalg.inv(products[1]) * (1 + level.double() ** 2)
+        change = change.movedim((-2, -1), (0, 1))
+        linear.weight += torch.stack([change.real, change.imag]).to(linear.weight)
+    return model
+
+
+SETTLING = 8192
+"""Most snapshots that settle the linear map, evenly chosen."""
 
 
 def with_parameters(model: WhitenedScore, parameters: Mapping[str, Tensor]) -> WhitenedScore:

@@ -24,6 +24,10 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
 """Type in which the network computes; parameters, gradients and sums over ranks stay float32."""
 
 
+MOST_SKIPPED = 10
+"""Steps without a finite gradient, one after the other, after which training has failed."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One antithetic batch: whitened `x`, normals `z`, levels `sigma`."""
@@ -46,10 +50,16 @@ def make_batch(model: WhitenedScore, sample: Sample) -> Batch:
 
 
 def batch_loss(model: WhitenedScore, batch: Batch) -> Tensor:
-    """Antithetic score-matching loss of a batch; -1 is the Gaussian score's, lower is better."""
-    step = batch.sigma.reshape(-1, *[1] * (batch.x.ndim - 1)) * batch.z
+    """Antithetic score-matching loss of a batch, in coordinates where all modes count the same.
+
+    Noise and scores go through `equalise`, J^(-1/2): the minimum stays where it was, but no mode
+    with a large Fisher information is drowned by the noise or drowns the others. -1 is the loss of
+    the score that training starts from, lower is better.
+    """
+    equalise = model.whitening.equalise
+    step = equalise(batch.sigma.reshape(-1, *[1] * (batch.x.ndim - 1)) * batch.z)
     both = model(torch.cat([batch.x + step, batch.x - step]), batch.sigma.repeat(2))
-    plus, minus = both.chunk(2)
+    plus, minus = equalise(both).chunk(2)
     return antithetic_loss(plus, minus, batch.z, batch.sigma)
 
 
@@ -126,8 +136,13 @@ class Trainer:
         gradients: the ranks; default this one alone.
         device: where to train.
 
-    Raises:
-        UserError: no snapshots.
+    Attributes:
+        model: the network in training.
+        average: averaged parameters by name.
+        step: steps done.
+        skipped: of these, steps that changed nothing because they were not finite.
+        gradients: the ranks.
+        device: where it trains.
     """
 
     def __init__(
@@ -145,15 +160,15 @@ class Trainer:
         torch.manual_seed(seed)  # initial weights only; nothing is drawn from it afterwards
         self.model = WhitenedScore(whitening, config).to(self.device)
         self.model.compute = PRECISIONS[config.train.precision]
-        self.step = 0
+        self.step = self.skipped = self._skipped_in_row = 0
         self._config = config.train
         parameters = list(self.model.parameters())
         self.gradients.attach(parameters)
+        self._fused = self.device.type == "cuda"
         self._optimizer = torch.optim.Adam(
-            parameters, lr=config.train.learning_rate, fused=self.device.type == "cuda"
+            parameters, lr=config.train.learning_rate, fused=self._fused
         )
-        self._average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
-        self._move_average = get_ema_multi_avg_fn(config.train.ema)
+        self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         if isinstance(snapshots, Tensor):
             snapshots = Held(_on_device(snapshots, self.device))
         pairs, rank, ranks = (
@@ -163,28 +178,46 @@ class Trainer:
         )
         share = range(rank * pairs // ranks, (rank + 1) * pairs // ranks)
         self._batches = Batches(snapshots, seed=seed, pairs=pairs, share=share, device=self.device)
-        self._micro = len(share)
+        self._micro = min(len(share), (config.train.micro_batch or config.train.global_batch) // 2)
         self._fits = False
 
     def advance(self) -> Step:
         """One step.
 
         Raises:
-            UserError: not even one pair fits into memory.
+            UserError: not even one pair fits into memory, or too many steps were skipped in a row.
         """
         batch = make_batch(self.model, self._batches.at(self.step))
         loss = self._backward(batch)
         parameters = list(self.model.parameters())
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        value, length = torch.stack([loss, norm]).tolist()
-        skipped = not (math.isfinite(value) and math.isfinite(length))
+        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        value, norm = torch.stack([loss, total]).tolist()
+        skipped = not (math.isfinite(value) and math.isfinite(norm))
+        self._count(skipped)
         if not skipped:
+            if self._config.clip is not None:
+                nn.utils.clip_grads_with_norm_(parameters, self._config.clip, total)
             self._set_learning_rate()
             self._optimizer.step()
-            averages = list(self._average.values())
-            self._move_average(averages, [p.detach() for p in parameters], self.step)
+            # Young averages forget faster, or a short training would remember its start.
+            move = get_ema_multi_avg_fn(min(self._config.ema, (1 + self.step) / (10 + self.step)))
+            move(list(self.average.values()), [p.detach() for p in parameters], self.step)
         self.step += 1
-        return Step(value, length, skipped)
+        return Step(value, norm, skipped)
+
+    @property
+    def micro_batch(self) -> int:
+        """Network calls of this rank at a time; halved when out of memory."""
+        return 2 * self._micro
+
+    def _count(self, skipped: bool) -> None:
+        self.skipped += skipped
+        self._skipped_in_row = self._skipped_in_row + 1 if skipped else 0
+        if self._skipped_in_row == MOST_SKIPPED:
+            raise UserError(
+                f"loss or gradient not finite in {MOST_SKIPPED} steps running up to step "
+                f"{self.step + 1}; lower score.train.learning_rate={self._config.learning_rate:g}"
+            )
 
     def _backward(self, batch: Batch) -> Tensor:
         """Gradients and mean loss of the whole batch."""
@@ -218,21 +251,25 @@ class Trainer:
         """Everything needed to go on, as tensors and plain numbers."""
         return {
             "step": self.step,
+            "skipped": (self.skipped, self._skipped_in_row),
             "model": self.model.state_dict(),
-            "average": self._average,
+            "average": self.average,
             "optimizer": self._optimizer.state_dict(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`."""
         self.step = state["step"]
+        self.skipped, self._skipped_in_row = state["skipped"]
         self.model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._average = {k: v.to(self.device, copy=True) for k, v in state["average"].items()}
+        # Written on another device it would bring that device's way of stepping along.
+        groups = [group | {"fused": self._fused} for group in state["optimizer"]["param_groups"]]
+        self._optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+        self.average = {k: v.to(self.device, copy=True) for k, v in state["average"].items()}
 
     def averaged(self) -> WhitenedScore:
         """The model with averaged parameters, for evaluation; shares nothing with training."""
-        return with_parameters(self.model, self._average)
+        return with_parameters(self.model, self.average)
 
     def _set_learning_rate(self) -> None:
         done = self.step / self._config.steps

@@ -26,6 +26,8 @@ from workflow.responses.sums import Constants
 from workflow.runs import Notify, Run, load_run
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.data import (
+    kept,
+    load_checked,
     load_estimator,
     load_sample,
     read_ensemble,
@@ -57,17 +59,20 @@ def find_constants(
 
 
 def load_constants(run: Run, name: str) -> Constants:
-    """The constants of one estimator."""
-    path = run.folder / "constants" / f"{_block(name)}.pt"
-    return _load(str(path), path.stat().st_mtime_ns, run.saved.shape)
+    """The constants of one estimator; errors as `load_checked`."""
+    return _load(str(run.folder), name, run.ledger(STAGE).stamp, run.saved.shape)
 
 
 @lru_cache(maxsize=8)
-def _load(path: str, _stamp: int, shape: tuple[int, ...]) -> Constants:
-    content = torch.load(path, weights_only=True)
+def _load(folder: str, name: str, _stamp: int, shape: tuple[int, ...]) -> Constants:
+    content = _content(load_run(folder, Path(".")), _block(name))
     known = {name: content.pop(name) for name in ("inverse", "stein") if name in content}
     repaired = LinearRecalibration(**known, shape=shape) if known else None
     return Constants(**content, recalibration=repaired)
+
+
+def _content(run: Run, block: str) -> dict[str, Tensor]:
+    return load_checked(run, STAGE, block, f"constants/{block}.pt")
 
 
 def _block(name: str) -> str:
@@ -94,8 +99,7 @@ def _stein(run: Run, name: str) -> Tensor:
     """Lag-zero matrix of the training part, from its sums per group."""
     total, count = torch.zeros(()), 0
     for group in range(len(run.groups)):
-        path = run.folder / "constants" / f"stein-{name}-g{group:04d}.pt"
-        content = torch.load(path, weights_only=True)
+        content = _content(run, f"stein-{name}-g{group:04d}")
         total, count = total + content["sum"], count + int(content["count"])
     return total / count
 
@@ -113,7 +117,7 @@ def stein_block(folder: str, name: str, group: int) -> Receipt:
         mean = mean.mean(tuple(range(1, mean.ndim)), keepdim=True)
     for segment in range(run.segments):
         times = run.segment_times(segment)
-        inside = run.training.within(members, times)
+        inside = kept(run, run.training, members, times)
         if inside is None:
             continue
         x = torch.from_numpy(read_ensemble(run, members, times))[inside].flatten(0, 1)

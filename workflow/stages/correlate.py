@@ -5,7 +5,6 @@ The sums of a block depend on the block alone, so a longer run only adds blocks.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ from hpc.errors import LayoutError
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
+from workflow.quarantine import rows_of, stand_in
 from workflow.responses.channels import Channels
 from workflow.responses.sums import block_sums
 from workflow.runs import Notify, Run, load_run
@@ -47,8 +47,8 @@ def correlate(run: Run, client: Callable[[], distributed.Client], notify: Notify
         _lay_out(run, channels)
     except LayoutError:
         # Sums of a run that has changed shape; nothing in them cannot be made again.
-        shutil.rmtree(run.correlations)
-        shutil.rmtree(run.ledger(STAGE).folder, ignore_errors=True)
+        run.discard(run.correlations)
+        run.discard(run.ledger(STAGE).folder)
         _lay_out(run, channels)
     run_blocks(run, client, stage=STAGE, function=correlate_block, blocks=blocks, notify=notify)
     consolidate(run.correlations)
@@ -136,11 +136,12 @@ def correlate_block(folder: str, name: str, group: int, task: int) -> Receipt:
     first, last = blocks[0].start, blocks[-1].stop
     x = torch.from_numpy(read_ensemble(run, members, range(first, min(last + run.lags, run.times))))
     s = torch.from_numpy(read_scores(run, name, members, range(first, last)))
+    out = rows_of(members, run.quarantined)
     found = block_sums(
         channels,
         constants,
-        x,
-        s,
+        stand_in(x, out),
+        stand_in(s, out),
         load_estimator(run, name),
         blocks=blocks,
         max_lag=run.lags,
@@ -153,6 +154,7 @@ def correlate_block(folder: str, name: str, group: int, task: int) -> Receipt:
         "block": blocks[0].start // run.sum_times,
     }
     for variable, sums in found.items():
+        sums[out] = np.nan
         files |= write_block(run.correlations, variable, start=at, values=sums[None])
     files = {f"correlations.zarr/{key}": crc for key, crc in files.items()}
     return Receipt(block_name(run, name, group, task), files, facts_since(started))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import pickle
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -16,7 +18,8 @@ from hpc.errors import CorruptBlock, MachineError
 from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Receipt
 from hpc.stores import read_block
-from workflow.interfaces import Part, ScoreEstimator
+from workflow.interfaces import Part, ScoreEstimator, UserError
+from workflow.quarantine import rows_of
 from workflow.responses.channels import Channels
 from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import build_perturbations
@@ -31,18 +34,65 @@ SAMPLE = 512
 """Snapshots from which the constants are taken that channels are centred by."""
 
 
-def load_snapshots(run: Run, part: Part) -> Tensor:
-    """All saved snapshots of a part of the run, `(member * time, field, *shape)`, member-major.
+def load_snapshots(run: Run, part: Part, *, at_most: int | None = None) -> Tensor:
+    """Saved snapshots of a part of the run, `(member * time, field, *shape)`, member-major.
+
+    Args:
+        run: the run.
+        part: members and times.
+        at_most: bytes; of larger parts every second, third, ... time is taken.
 
     Raises:
         CorruptBlock: a block is missing or damaged.
+        UserError: no member of the part is left.
     """
-    blocks = []
+    members_left(run, part)
+    every = 1 if at_most is None else max(1, math.ceil(part_bytes(run, part) / max(1, at_most)))
+    groups = []
     for group in run.groups:
-        inside = part.within(group, range(run.times))
-        if inside is not None:
-            blocks.append(read_ensemble(run, group, range(run.times))[inside])
-    return torch.from_numpy(np.concatenate(blocks)).flatten(0, 1)
+        blocks = []
+        for segment in range(run.segments):
+            times = run.segment_times(segment)
+            inside = kept(run, part, group, times)
+            if inside is not None:
+                first = -(times.start + inside[1].start - part.times.start) % every
+                blocks.append(read_ensemble(run, group, times)[inside][:, first::every])
+        if blocks:
+            groups.append(np.concatenate(blocks, axis=1).reshape(-1, *blocks[0].shape[2:]))
+    return torch.from_numpy(np.concatenate(groups))
+
+
+def part_bytes(run: Run, part: Part) -> int:
+    """Size of the snapshots of a part of the run."""
+    number = np.dtype(run.experiment.ensemble.dtype).itemsize
+    return len(part.members) * len(part.times) * run.saved.numbers * number
+
+
+def members_left(run: Run, part: Part) -> list[int]:
+    """Members of a part that did not become non-finite.
+
+    Raises:
+        UserError: there are none.
+    """
+    members = [member for member in part.members if member not in run.quarantined]
+    if not members:
+        raise UserError(
+            f"all of members {part.members.start} to {part.members.stop - 1} became non-finite; "
+            "raise score.split.test or ensemble.members"
+        )
+    return members
+
+
+def kept(
+    run: Run, part: Part, members: range, times: range
+) -> tuple[list[int] | slice, slice] | None:
+    """Where a part lies in a block, as `Part.within`, without the members that are left out."""
+    inside = part.within(members, times)
+    out = rows_of(members, run.quarantined)
+    if inside is None or not out:
+        return inside
+    rows = [row for row in range(*inside[0].indices(len(members))) if row not in out]
+    return (rows, inside[1]) if rows else None
 
 
 def load_sample(run: Run) -> tuple[Tensor, list[tuple[int, int]]]:
@@ -50,7 +100,8 @@ def load_sample(run: Run) -> tuple[Tensor, list[tuple[int, int]]]:
 
     The training part, so that a longer run has the same sample.
     """
-    members, times = run.training.members, run.training.times
+    lost, times = run.quarantined, run.training.times
+    members = [member for member in run.training.members if member not in lost]
     count = min(SAMPLE, len(members) * len(times))
     at = np.linspace(0, len(times) - 1, count).round().astype(int)
     places = [(members[i % len(members)], times[int(t)]) for i, t in enumerate(at)]
@@ -124,41 +175,43 @@ def load_whitening(run: Run) -> Gaussian:
     Raises:
         MachineError: not trained yet, or damaged.
     """
-    content = _load_checked(run, "whitening", "score/whitening.pt")
+    content = load_checked(run, "train", "whitening", "score/whitening.pt")
     return gaussian_from(content, run.saved.shape)
 
 
 def load_statistics(run: Run) -> Statistics:
     """Means, moments and ranges of the training part; errors as `load_whitening`."""
-    return Statistics(**_load_checked(run, "statistics", "score/statistics.pt"))
+    return Statistics(**load_checked(run, "train", "statistics", "score/statistics.pt"))
 
 
-def load_estimator(run: Run, name: str) -> ScoreEstimator:
+def load_estimator(run: Run, name: str, *, device: str = "cpu") -> ScoreEstimator:
     """A score estimator of the run by name, kept while its files do not change.
+
+    Args:
+        run: the run.
+        name: of the estimator.
+        device: where a learned score computes; the others compute where their data are.
 
     Raises:
         MachineError: not trained yet, or damaged.
     """
     if name == "exact":
         return ExactScore(run.system)
-    ledger = run.ledger("train")
-    receipts = [ledger.path(block) for block in ("whitening", run.trained_block(name))]
-    stamps = tuple(path.stat().st_mtime_ns if path.is_file() else 0 for path in receipts)
-    return _load_estimator(str(run.folder), name, stamps)
+    return _load_estimator(str(run.folder), name, device, run.ledger("train").stamp)
 
 
 @lru_cache(maxsize=8)
-def _load_estimator(folder: str, name: str, _stamps: tuple[int, ...]) -> ScoreEstimator:
+def _load_estimator(folder: str, name: str, device: str, _stamp: int) -> ScoreEstimator:
     run = load_run(folder, Path("."))
     whitening = load_whitening(run)
     if name == "gaussian":
         return whitening
     block = run.trained_block(name)
-    content = _load_checked(run, block, f"score/{block}.pt")
+    content = load_checked(run, "train", block, f"score/{block}.pt")
     if name == "kgmm":
         return KGMM.from_state(content)
     model = WhitenedScore(whitening, run.experiment.score)
-    learned = NeuralScore(with_parameters(model, content["average"]))
+    learned = NeuralScore(with_parameters(model, content["average"]).to(device))
     return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned
 
 
@@ -173,11 +226,31 @@ def load_channels(run: Run) -> Channels:
     )
 
 
-def _load_checked(run: Run, block: str, path: str) -> dict:
-    ledger = run.ledger("train")
+def load_checked(run: Run, stage: str, block: str, path: str) -> dict[str, Any]:
+    """Tensors of a file, if it is what its receipt says; no code in it is executed.
+
+    Raises:
+        MachineError: it has not been made.
+        CorruptBlock: it is damaged.
+    """
+    ledger = run.ledger(stage)
     if block not in ledger.done():
-        raise MachineError(f"{run.folder} has no {path} yet; run: gfdt train")
-    if ledger.load(block).files.get(path) != file_crc(run.folder / path):
-        raise CorruptBlock(f"{run.folder / path} is damaged")
-    content: dict = torch.load(run.folder / path, map_location="cpu", weights_only=True)
+        command = "train" if stage == "train" else "respond"
+        raise MachineError(f"{run.folder} has no {path} yet; run: gfdt {command}")
+    whole, receipt = run.folder / path, ledger.load(block)
+    if not whole.is_file() or receipt.files.get(path) != file_crc(whole):
+        raise CorruptBlock(f"{whole} is damaged")
+    content: dict[str, Any] = load_tensors(whole)
     return content
+
+
+def load_tensors(path: Path) -> Any:
+    """Tensors of a file; what else may be in it is refused, and never executed.
+
+    Raises:
+        CorruptBlock: something else is in it.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise CorruptBlock(f"{path} holds something else than tensors") from error

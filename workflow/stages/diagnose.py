@@ -254,15 +254,15 @@ def _held_out(run: Run) -> list[Check]:
     """The loss on what was held out: a number to compare, without an error bar."""
     path = run.folder / "score" / "log.jsonl"
     lines = [json.loads(text) for text in path.read_text().splitlines()] if path.is_file() else []
-    tested = [line for line in lines if "test_loss" in line]
+    tested = [line for line in lines if line.get("test_loss") is not None]
     if not tested:
         return []
     last, best = tested[-1], min(tested, key=lambda line: float(line["test_loss"]))
     note = (
-        f"at step {last['step']}; lowest {best['test_loss']:g} at step {best['step']}; "
-        "-1 is the loss of the Gaussian score"
+        f"at step {best['step']}, whose parameters are used; {last['test_loss']:g} at the last "
+        f"step {last['step']}; -1 is the loss of the score that training starts from"
     )
-    loss = float(last["test_loss"])
+    loss = float(best["test_loss"])
     return [Check("loss on held-out data", loss, math.nan, math.nan, math.nan, None, note)]
 
 

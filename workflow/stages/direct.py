@@ -17,9 +17,10 @@ from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
 from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import DIRECT
-from workflow.interfaces import State, Stepper, UserError
+from workflow.interfaces import State, Stepper
+from workflow.quarantine import fact, quarantined, refuse_many, rows_of
 from workflow.responses.channels import Channels
-from workflow.responses.direct import mean_everywhere, moved_to, paired_response, seen_from
+from workflow.responses.direct import BlownUp, mean_everywhere, moved_to, paired_response, seen_from
 from workflow.responses.perturbations import Perturbation
 from workflow.runs import Notify, Run, load_run
 from workflow.stages import coordinates
@@ -43,10 +44,16 @@ def direct(run: Run, client: Callable[[], distributed.Client], notify: Notify) -
         for group in range(len(run.groups))
     }
     run_blocks(run, client, stage="direct", function=direct_block, blocks=blocks, notify=notify)
+    refuse_many(
+        quarantined(run.ledger("direct")) | run.quarantined,
+        of=run.experiment.ensemble.members,
+        where="in paired runs or before",
+        cure="lower direct.amplitude or system.dt",
+    )
     consolidate(run.perturbed)
 
 
-def _lay_out(run: Run, channels: Channels) -> None:
+def _variables(run: Run, channels: Channels) -> list[Variable]:
     config, shape, rounds = run.experiment.ensemble, run.saved.shape, run.round_blocks
     lags, kicks = run.direct_lags + 1, len(channels.perturbations)
     group = min(config.group, config.members)
@@ -74,10 +81,15 @@ def _lay_out(run: Run, channels: Channels) -> None:
                 {"long_name": "response per member, mean over the pairs of a block"},
             )
         )
+    return variables
+
+
+def _lay_out(run: Run, channels: Channels) -> None:
+    rounds = run.round_blocks
     names = [one.name for one in channels.perturbations]
     create_store(
         run.perturbed,
-        variables=variables,
+        variables=_variables(run, channels),
         coordinates=[
             Coordinate("block", np.arange(len(rounds)), {"long_name": "block of pairs"}),
             coordinates.member(run),
@@ -98,33 +110,68 @@ def direct_block(folder: str, group: int, block: int) -> Receipt:
     torch.set_num_threads(1)
     run = load_run(folder, Path("."))
     channels, rounds = load_channels(run), run.round_blocks[block]
-    sums: dict[str, Tensor] = {}
+    members = run.groups[group]
+    out, lost = rows_of(members, run.quarantined), dict[int, int]()
+    shapes = {v.name: (len(members), *v.shape[2:]) for v in _variables(run, channels)}
+    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
     for number in rounds:
-        for name, values in _round(run, channels, group, number).items():
-            sums[name] = sums.get(name, torch.zeros(())) + values.double()
-    start = {"block": block, "member": run.groups[group].start}
+        known = len(out)
+        for name, values in _round(run, channels, group, number, out).items():
+            sums[name] += values.double()
+        lost |= {members[row]: number for row in out[known:]}
+    start = {"block": block, "member": members.start}
     files: dict[str, str] = {}
     for name, total in sums.items():
         mean = (total / len(rounds)).float().numpy()[None]
+        mean[:, out] = np.nan
         written = write_block(run.perturbed, name, start=start, values=mean)
         files |= {f"perturbed.zarr/{key}": crc for key, crc in written.items()}
-    return Receipt(f"direct-g{group:04d}-{block:04d}", files, facts_since(started))
+    facts = facts_since(started) | fact(lost)
+    return Receipt(f"direct-g{group:04d}-{block:04d}", files, facts)
 
 
-def _round(run: Run, channels: Channels, group: int, number: int) -> dict[str, Tensor]:
-    """Responses per member of one round, by variable of the store."""
-    parts = [_kicked(run, channels, one, group, number) for one in channels.perturbations]
+def _round(
+    run: Run, channels: Channels, group: int, number: int, out: list[int]
+) -> dict[str, Tensor]:
+    """Responses per member of one round, by variable of the store.
+
+    Rows `out` are left out, to which those are added that blow up; their numbers mean nothing.
+    Without any row there are no responses.
+    """
+    parts = [_kicked(run, channels, one, group, number, out) for one in channels.perturbations]
+    if len(out) == len(run.groups[group]):
+        return {}
     # (member, lag, ...) -> (member, lag, perturbation, ...)
     return {name: torch.stack([part[name] for part in parts], dim=2) for name in parts[0]}
 
 
 def _kicked(
-    run: Run, channels: Channels, one: Perturbation, group: int, number: int
+    run: Run, channels: Channels, one: Perturbation, group: int, number: int, out: list[int]
 ) -> dict[str, Tensor]:
     """The same of one perturbation; NaN where no displacement of the state is the same."""
-    members, e = run.groups[group], run.experiment
+    members = run.groups[group]
+    while len(out) < len(members):
+        rows = [row for row in range(len(members)) if row not in out]
+        try:
+            found = _paired(run, channels, one, group, number, rows)
+        except BlownUp as error:
+            out += [rows[place] for place in error.members]
+            continue
+        whole = {n: v.new_full((len(members), *v.shape[1:]), torch.nan) for n, v in found}
+        for name, values in found:
+            whole[name][rows] = values
+        return whole
+    return {}
+
+
+def _paired(
+    run: Run, channels: Channels, one: Perturbation, group: int, number: int, rows: list[int]
+) -> list[tuple[str, Tensor]]:
+    """Responses of some rows of a group, by variable of the store."""
+    members, e = [run.groups[group][row] for row in rows], run.experiment
     starts = [block_name(group, s) for s in range(-1, run.segments)]
-    state = load_state(run.folder, run.ledger("simulate"), starts[-1 - number % len(starts)])
+    whole = load_state(run.folder, run.ledger("simulate"), starts[-1 - number % len(starts)])
+    state: State = {name: part[rows] for name, part in whole.items()}
     places = math.prod(run.saved.shape)
     kicked = torch.tensor([_place(e.seed, member, number, places) for member in members])
     with torch.no_grad():
@@ -146,29 +193,24 @@ def _kicked(
     if u is None:
         lags = run.direct_lags + 1
         shapes = [values.shape[1:] for values in observe(x)]
-        return {
-            name: torch.full((len(members), lags, *shape), torch.nan)
-            for name, shape in zip(names, shapes, strict=True)
-        }
+        unknown = [torch.full((len(members), lags, *shape), torch.nan) for shape in shapes]
+        return list(zip(names, unknown, strict=True))
 
     def begin(pair: State) -> Stepper:
         name: dict = {"seed": e.seed, "members": [*members, *members], "stream": DIRECT + number}
         return stepper(e.ensemble.engine, run.system, pair, **name)
 
-    try:
-        responses = paired_response(
-            run.system,
-            state,
-            begin=begin,
-            displacement=u,
-            amplitude=e.direct.amplitude,
-            observe=observe,
-            max_lag=run.direct_lags,
-            steps_per_lag=run.steps_per_save,
-        )
-    except UserError as error:
-        raise UserError(f"perturbation '{one.name}': {error}") from None
-    return dict(zip(names, responses, strict=True))
+    responses = paired_response(
+        run.system,
+        state,
+        begin=begin,
+        displacement=u,
+        amplitude=e.direct.amplitude,
+        observe=observe,
+        max_lag=run.direct_lags,
+        steps_per_lag=run.steps_per_save,
+    )
+    return list(zip(names, responses, strict=True))
 
 
 def _place(seed: int, member: int, number: int, places: int) -> int:

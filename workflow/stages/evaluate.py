@@ -11,23 +11,28 @@ import distributed
 import numpy as np
 import torch
 
+from hpc.errors import MachineError
 from hpc.layout import Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
+from workflow.interfaces import ScoreEstimator
+from workflow.quarantine import rows_of, stand_in
 from workflow.runs import Notify, Run, load_run
+from workflow.scores.devices import compute_device
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
-from workflow.stages.data import load_estimator, load_whitening, read_ensemble
+from workflow.stages.data import kept, load_estimator, load_whitening, read_ensemble
 from workflow.stages.growth import forget_partly_filled
 
-BATCH = 256
-"""Snapshots scored together."""
+TOGETHER = {"cpu": 2**14, "cuda": 2**22}
+"""Numbers of the snapshots that are scored together: on a CPU their activations should stay in the
+caches, a GPU should not wait for small batches (halved when out of memory)."""
 
 
 def evaluate(run: Run, client: Callable[[], distributed.Client], notify: Notify) -> None:
     """Complete `scores.zarr`, dims (estimator, member, time, *space)."""
     run.renew("evaluate", run.scores)
-    _lay_out(run)
+    lay_out(run)
     blocks = {
         f"scores-g{group:04d}-{segment:05d}": (str(run.folder), group, segment)
         for group in range(len(run.groups))
@@ -37,7 +42,8 @@ def evaluate(run: Run, client: Callable[[], distributed.Client], notify: Notify)
     consolidate(run.scores)
 
 
-def _lay_out(run: Run) -> None:
+def lay_out(run: Run) -> None:
+    """Create the empty store, or extend it."""
     config, shape = run.experiment.ensemble, run.saved.shape
     group = min(config.group, config.members)
     variable = f"score_{run.saved.fields[0].name}"
@@ -82,14 +88,18 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
     run = load_run(folder, Path("."))
     members, times = run.groups[group], run.segment_times(segment)
     block = torch.from_numpy(read_ensemble(run, members, times))
-    x = block.flatten(0, 1)
+    out = rows_of(members, run.quarantined)
+    x = stand_in(block, out).flatten(0, 1)
+    cuda = compute_device(_worker_number())
     files: dict[str, str] = {}
     scores: dict[str, torch.Tensor] = {}
     for index, name in enumerate(run.learned):
-        estimator = load_estimator(run, name)
+        # Closed forms cost little, and a user's own system may know no other device.
+        device = cuda if name == "neural" else torch.device("cpu")
+        estimator = load_estimator(run, name, device=str(device))
+        scores[name] = _score(estimator, x, device).reshape(block.shape)
         with torch.inference_mode():
-            scores[name] = torch.cat([estimator(part) for part in x.split(BATCH)])
-        scores[name] = scores[name].reshape(block.shape)
+            scores[name][out] = torch.nan
         start = {"estimator": index, "member": members.start, "time": times.start}
         for f, field in enumerate(run.saved.fields):
             values = scores[name][:, :, f].numpy()
@@ -100,11 +110,39 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
                 values=np.ascontiguousarray(values[None], dtype=run.experiment.ensemble.dtype),
             )
             files |= {f"scores.zarr/{key}": crc for key, crc in written.items()}
-    inside = run.held_out.within(members, times)
+    inside = kept(run, run.held_out, members, times)
     facts = facts_since(started)
     if inside is not None:
         facts |= _errors(run, {name: s[inside].flatten(0, 1) for name, s in scores.items()})
     return Receipt(f"scores-g{group:04d}-{segment:05d}", files, facts)
+
+
+def _score(estimator: ScoreEstimator, x: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Scores of snapshots `(batch, field, *shape)`, a micro-batch at a time.
+
+    Args:
+        estimator: of the score.
+        x: snapshots on the CPU.
+        device: where the estimator computes.
+    """
+    batch = max(1, TOGETHER[device.type] // x[0].numel())
+    while True:
+        try:
+            with torch.no_grad():
+                return torch.cat([estimator(part) for part in x.split(batch)])
+        except torch.OutOfMemoryError:
+            if batch == 1:
+                raise MachineError("out of memory on the GPU with one snapshot") from None
+            batch //= 2
+
+
+def _worker_number() -> int:
+    """Number of this worker among those of a machine, 0 outside of Dask."""
+    try:
+        name = str(distributed.get_worker().name)
+    except ValueError:
+        return 0
+    return int(name) if name.isdigit() else 0
 
 
 def _errors(run: Run, scores: dict[str, torch.Tensor]) -> dict[str, Any]:

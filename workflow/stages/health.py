@@ -1,35 +1,22 @@
-"""Status and verification of a run, from its files alone, and of the machine."""
+"""Verification of a run, from its files alone, and of the machine."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hpc.checks import check_machine
-from hpc.ledger import Problem
-from workflow.runs import Run, cores, versions, wall_times
-from workflow.stages.pipeline import LEDGERS, expected_blocks
-
-
-def status(run: Run) -> dict[str, Any]:
-    """Blocks done of each stage, training steps, and whether there is a report."""
-    stages = {
-        stage: {"done": len(run.ledger(stage).done()), "blocks": blocks}
-        for stage, blocks in expected_blocks(run).items()
-    }
-    steps = [int(b[5:]) for b in run.ledger("train").done() if b.startswith("step-")]
-    if run.experiment.score.estimator == "neural":
-        total = run.experiment.score.train.steps
-        stages["train"] = {"done": max(steps, default=0), "blocks": total}
-    page = run.folder / "report" / "index.html"
-    return {
-        "name": run.experiment.name,
-        "folder": str(run.folder),
-        "stages": stages,
-        "wall_seconds": wall_times(run),
-        "report": str(page) if page.is_file() else None,
-    }
+from hpc.check_mpi import check_mpi
+from hpc.check_slurm import check_jobs, check_slurm
+from hpc.checks import check_machine, existing
+from hpc.errors import CorruptBlock
+from hpc.files import atomic_write_json
+from hpc.ledger import Ledger, Problem, Receipt
+from workflow.runs import Run, cores, versions
+from workflow.stages.frames import STAGE as FRAMES
+from workflow.stages.frames import mend
+from workflow.stages.pipeline import LEDGERS
 
 
 def verify(run: Run, *, repair: bool = False) -> list[Problem]:
@@ -43,16 +30,66 @@ def verify(run: Run, *, repair: bool = False) -> list[Problem]:
     for stage in LEDGERS:
         ledger = run.ledger(stage)
         problems = ledger.problems()
-        if repair:
-            for block in {p.block for p in problems}:
-                ledger.drop(block)
+        blocks = {problem.block for problem in problems}
+        if repair and stage == FRAMES:
+            for store in sorted(blocks):
+                mend(run, store)
+        elif repair and blocks:
+            ledger.drop(*blocks)
         found += problems
-    return found
+    return found + _latest(run, repair=repair)
 
 
-def examine(runs: Path) -> dict[str, Any]:
-    """Versions, cores, and whether MPI and the file system of the runs do what they must."""
-    checks = check_machine(runs, distribution="gfdt-workflow")
+def _latest(run: Run, *, repair: bool) -> list[Problem]:
+    """What is wrong with `latest.json`, which must be about a checkpoint that is recorded."""
+    path, ledger = run.folder / "score" / "latest.json", run.ledger("train")
+    known = [receipt for block in ledger.done() if (receipt := _checkpoint(ledger, block))]
+    if not known:
+        return []
+    texts = {json.dumps(_pointer(receipt), indent=2) + "\n" for receipt in known}
+    if path.is_file() and path.read_bytes() in {text.encode() for text in texts}:
+        return []
+    if repair:
+        atomic_write_json(path, _pointer(max(known, key=lambda receipt: receipt.block)))
+    return [Problem("latest", str(path.relative_to(run.folder)), "names no recorded checkpoint")]
+
+
+def _pointer(receipt: Receipt) -> dict[str, Any]:
+    """Content of `latest.json` for a checkpoint."""
+    (path,) = receipt.files
+    return {
+        "step": int(receipt.block.removeprefix("step-")),
+        "file": path.removeprefix("score/"),
+        "crc32c": receipt.files[path],
+    }
+
+
+def _checkpoint(ledger: Ledger, block: str) -> Receipt | None:
+    if not block.startswith("step-"):
+        return None
+    try:
+        return ledger.load(block)
+    except CorruptBlock:
+        return None
+
+
+def examine(runs: Path, *, mpi: bool = False, slurm: bool = False) -> dict[str, Any]:
+    """Versions, cores, and whether this machine does what it must.
+
+    Args:
+        runs: where run folders live.
+        mpi: look at MPI alone.
+        slurm: look at Slurm alone, or beside MPI, and have a small job try things.
+    """
+    checks = []
+    if not (mpi or slurm):
+        checks += check_machine(runs, distribution="gfdt-workflow")
+    if mpi or not slurm:
+        checks += check_mpi()
+    if slurm or not mpi:
+        checks.append(check_slurm(needed=slurm))
+    if slurm and checks[-1].ok:
+        checks += check_jobs(existing(runs))
     return {
         "versions": versions(),
         "cores": cores(),

@@ -5,9 +5,9 @@ Made of the sums of `matrix_sums`, a few lags at a time.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 
 import distributed
 import numpy as np
@@ -32,6 +32,7 @@ from workflow.responses.matrix_sums import (
 from workflow.responses.probes import nearest
 from workflow.runs import Notify, Run, cores
 from workflow.stages import coordinates
+from workflow.stages.frames import seal
 from workflow.stages.matrix_sums import (
     CHUNK_BYTES,
     STAGE,
@@ -44,6 +45,7 @@ from workflow.stages.matrix_sums import (
     window_times,
 )
 from workflow.stages.pipeline import refuse_missing_files, require, write_catalog_of
+from workflow.stages.pools import jobs_of
 
 _ARRAYS_OF_DATA = 6
 """Copies of a window that a worker holds: read, stacked and centred, of x and s."""
@@ -96,21 +98,24 @@ def make_matrix(run: Run, asked: Asked, notify: Notify, *, memory: int = MATRIX_
     """
     require(run, STAGE)
     workers = _workers(run, asked, memory)
-    with run_lock(run.folder), telling_damage(run.folder):
+    with run_lock(run.folder, seconds=run.experiment.faults.lease), telling_damage(run.folder):
         collect_orphans(run.folder)
         refuse_missing_files(run)
         with ExitStack() as stack:
             pool = run.experiment.cluster.analyse
-            share = f"{memory // workers}B"
+            jobs = jobs_of(pool)
+            if pool.kind == "local" or jobs.memory is None:
+                jobs = replace(jobs, memory=memory // workers)
 
             def client() -> distributed.Client:
                 opened = open_client(
-                    pool.kind, workers=workers, memory=share, log_dir=run.folder / "logs"
+                    pool.kind, workers=workers, jobs=jobs, log_dir=run.folder / "logs"
                 )
                 return stack.enter_context(opened)
 
             complete_sums(run, asked, client, notify)
         _reduce(run, asked, notify)
+        seal(run)
         write_catalog_of(run)
 
 
@@ -144,7 +149,7 @@ def _reduce(run: Run, asked: Asked, notify: Notify) -> None:
     if STAGE in ledger.done() and ledger.load(STAGE).facts.get("key") == key:
         return notify("reduce", count, count)
     ledger.drop(STAGE)
-    shutil.rmtree(matrix_of(run), ignore_errors=True)
+    run.discard(matrix_of(run))
 
     def read(lags: range) -> Iterator[MatrixSums]:
         return units(run, asked, lags)

@@ -7,7 +7,6 @@ sums of one slab, 8 bytes x lags x numbers^2, and a window of the data.
 from __future__ import annotations
 
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from hpc.errors import LayoutError
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, read_block, write_block
+from workflow.quarantine import rows_of
 from workflow.responses.correlation import pair_counts
 from workflow.responses.matrix_sums import MatrixSums, add_up
 from workflow.runs import Notify, Run, load_run
@@ -132,7 +132,7 @@ def complete_sums(
 
 def _forget_all(run: Run) -> None:
     for folder in (run.ledger(STAGE).folder, sums_of(run), matrix_of(run)):
-        shutil.rmtree(folder, ignore_errors=True)
+        run.discard(folder)
 
 
 def lags_together(run: Run, asked: Asked) -> int:
@@ -200,16 +200,20 @@ def matrix_block(folder: str, asked: Asked, group: int, slab: int) -> Receipt:
 def _windows(run: Run, asked: Asked, group: int, slab: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Snapshots and scores of a slab, `(member, time, number)`."""
     members, times, size = run.groups[group], slabs(run, asked)[slab], window_times(run, asked)
+    kept = [row for row in range(len(members)) if row not in rows_of(members, run.quarantined)]
     for first in range(times.start, times.stop, size):
         stop = min(first + size, times.stop)
         x = read_ensemble(run, members, range(first, min(stop + asked.lags, run.times)))
         s = read_scores(run, asked.estimator, members, range(first, stop))
-        yield torch.from_numpy(x).flatten(2), torch.from_numpy(s).flatten(2)
+        yield torch.from_numpy(x[kept]).flatten(2), torch.from_numpy(s[kept]).flatten(2)
 
 
 def units(run: Run, asked: Asked, lags: range) -> Iterator[MatrixSums]:
-    """Stored sums of every unit at some lags."""
-    for (slab, times), group in product(enumerate(slabs(run, asked)), range(len(run.groups))):
+    """Stored sums of every unit at some lags; groups of which no member is left have none."""
+    lost = run.quarantined
+    members = {g: len(group) - len(rows_of(group, lost)) for g, group in enumerate(run.groups)}
+    sound = [group for group, count in members.items() if count]
+    for (slab, times), group in product(enumerate(slabs(run, asked)), sound):
         start = {"slab": slab, "group": group, "lag": lags.start}
         size = {"slab": 1, "group": 1, "lag": len(lags)}
         products, watched, kicked = (
@@ -217,5 +221,5 @@ def units(run: Run, asked: Asked, lags: range) -> Iterator[MatrixSums]:
             for name in ("products", "watched", "kicked")
         )
         counts = pair_counts(times.start, times.stop, length=run.times, max_lag=asked.lags)
-        pairs = len(run.groups[group]) * counts[lags.start : lags.stop].astype(np.float64)
+        pairs = members[group] * counts[lags.start : lags.stop].astype(np.float64)
         yield MatrixSums(products, watched, kicked, pairs)

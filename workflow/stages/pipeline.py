@@ -4,32 +4,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 
 import distributed
 
-from hpc.backends import open_client
 from hpc.catalog import write_catalog
 from hpc.errors import CorruptBlock, MachineError
 from hpc.files import atomic_write_json, collect_orphans
 from hpc.lock import run_lock
 from hpc.stores import telling_damage
-from workflow.runs import Notify, Run, cores, lay_down, load_run, wall_times
+from workflow.runs import Notify, Run, load_run, wall_times
 from workflow.stages.correlate import correlate, tasks
 from workflow.stages.diagnose import blocks_of, diagnose
 from workflow.stages.direct import direct
 from workflow.stages.evaluate import evaluate
+from workflow.stages.frames import STAGE as FRAMES
+from workflow.stages.frames import forget_absent, lay_down, seal
 from workflow.stages.ingest import ingest
+from workflow.stages.pools import Pools
 from workflow.stages.report import report
 from workflow.stages.respond import respond
 from workflow.stages.simulate import simulate
-from workflow.stages.train import train
+from workflow.stages.train import check_launch, train
 
 STAGES = ("simulate", "train", "evaluate", "respond", "report")
 """In order; each needs the ones before it."""
 
 
-def run_stages(run: Run, stages: tuple[str, ...], *, command: str, notify: Notify) -> None:
+def run_stages(
+    run: Run,
+    stages: tuple[str, ...],
+    *,
+    command: str,
+    notify: Notify,
+    client: distributed.Client | None = None,
+) -> None:
     """Run some stages of a run under its lock.
 
     Args:
@@ -37,63 +45,29 @@ def run_stages(run: Run, stages: tuple[str, ...], *, command: str, notify: Notif
         stages: names from `STAGES`, in order.
         command: the command line, for the provenance.
         notify: told of progress.
+        client: of the caller's own Dask cluster, in place of the run's `cluster` section; it is
+            left open. Its workers need this package and see the run folder.
 
     Raises:
         UserError, MachineError: in one line, what stopped it.
     """
     run.folder.mkdir(parents=True, exist_ok=True)
-    with run_lock(run.folder):
+    with run_lock(run.folder, seconds=run.experiment.faults.lease):
         lay_down(run, command=command)
         collect_orphans(run.folder)
         run = load_run(run.folder, run.folder.parent)
         refuse_missing_files(run)
-        with Pools(run) as pools:
+        if "train" in stages:
+            check_launch(run)
+        with Pools(run, max(expected_blocks(run).values()), client) as pools:
             for stage in stages:
                 require(run, stage)
                 started = time.perf_counter()
                 with telling_damage(run.folder):
                     ACTIONS[stage](run, pools, notify)
+                seal(run)
                 _record_wall_time(run, stage, time.perf_counter() - started)
         write_catalog_of(run)
-
-
-class Pools:
-    """The Dask clients of a run: opened when there is work, shared by stages on the same pool."""
-
-    def __init__(self, run: Run) -> None:
-        self._run, self._stack = run, ExitStack()
-        self._open: tuple[str, distributed.Client] | None = None
-
-    def __enter__(self) -> Pools:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def of(self, stage: str) -> Callable[[], distributed.Client]:
-        """Gives the client of a stage; called only if something is left to do."""
-        cluster = self._run.experiment.cluster
-        pool = cluster.simulate if stage in ("simulate", "direct") else cluster.analyse
-        key = pool.model_dump_json()
-
-        def client() -> distributed.Client:
-            if self._open is not None and self._open[0] == key:
-                if self._open[1].status == "running":
-                    return self._open[1]
-            self.release()
-            # No more than there are blocks: starting a worker takes seconds.
-            blocks = max(expected_blocks(self._run).values())
-            workers = pool.workers or min(cores(), blocks)
-            opened = open_client(pool.kind, workers=workers, log_dir=self._run.folder / "logs")
-            self._open = key, self._stack.enter_context(opened)
-            return self._open[1]
-
-        return client
-
-    def release(self) -> None:
-        """Close what is open; its cores are wanted elsewhere."""
-        self._open = None
-        self._stack.close()
 
 
 def _simulate(run: Run, pools: Pools, notify: Notify) -> None:
@@ -116,6 +90,7 @@ def _respond(run: Run, pools: Pools, notify: Notify) -> None:
         diagnose(run, pools.of("respond"), notify)
     if "direct" in run.experiment.response.estimators:
         direct(run, pools.of("direct"), notify)
+    pools.release()
     respond(run, notify)
 
 
@@ -151,17 +126,23 @@ def expected_blocks(run: Run) -> dict[str, int]:
     return expected
 
 
-LEDGERS = ("simulate", "train", "evaluate", "constants", "respond", "direct", "checks", "matrix")
+LEDGERS = (
+    *("simulate", "train", "evaluate", "constants", "respond", "direct", "checks", "matrix"),
+    FRAMES,
+)
 """Stages with receipts."""
 
 
 def refuse_missing_files(run: Run) -> None:
     """Nothing may be built on blocks that are recorded and gone: they would read as NaN.
 
+    Nor in a frame of which a bit is flipped: frames are few and small, and read whole.
+
     Raises:
         CorruptBlock: names the first one.
     """
-    found = [p for stage in LEDGERS for p in run.ledger(stage).problems(deep=False)]
+    forget_absent(run)
+    found = [p for stage in LEDGERS for p in run.ledger(stage).problems(deep=stage == FRAMES)]
     if found:
         first = found[0]
         more = f" (and {len(found) - 1} more)" if found[1:] else ""

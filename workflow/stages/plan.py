@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
 from typing import Any
 
 import numpy as np
 import torch
 
+from hpc import slurm
+from hpc.errors import MachineError
 from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
-from workflow.interfaces import DTYPES
+from workflow.interfaces import DTYPES, UserError
 from workflow.runs import Run
 from workflow.stages.pipeline import expected_blocks
 
@@ -24,18 +28,51 @@ def plan(run: Run) -> dict[str, Any]:
     itemsize = np.dtype(e.ensemble.dtype).itemsize
     ensemble = e.ensemble.members * run.times * saved.numbers * itemsize
     blocks = expected_blocks(run)
-    files = len(run.groups) * run.segments * len(saved.fields) * (1 + len(run.learned))
     found: dict[str, Any] = {
         "name": e.name,
         "folder": str(run.folder),
         "system": e.system["kind"] if e.system else e.data.store if e.data else "",
         "blocks": blocks,
-        "chunk_files": files + sum(blocks.get(stage, 0) for stage in ("respond", "direct")),
+        "chunk_files": chunk_files(run),
         "ensemble_bytes": ensemble,
         "scores_bytes": ensemble * len(run.learned),
         **_memory(run),
     }
     return found | (_cost(run) if e.system is not None else {})
+
+
+MOST_FILES = 200_000
+"""Chunks from which on a run needs --force: quotas of scratch systems begin at 10^6 files."""
+
+
+def chunk_files(run: Run) -> int:
+    """Files of data in the stores of a finished run."""
+    blocks = expected_blocks(run)
+    segments = len(run.groups) * run.segments * len(run.saved.fields) * (1 + len(run.learned))
+    return segments + sum(blocks.get(stage, 0) for stage in ("respond", "direct"))
+
+
+def refuse_many_files(run: Run) -> None:
+    """Refuse a run whose number of files breaks quotas.
+
+    Raises:
+        UserError: there would be more than `MOST_FILES`.
+    """
+    told = too_many_files(run)
+    if told:
+        raise UserError(f"{told}, or give --force")
+
+
+def too_many_files(run: Run) -> str | None:
+    """A line if a run writes more than `MOST_FILES` chunks: how many, and what to change."""
+    files, config = chunk_files(run), run.experiment.ensemble
+    if files <= MOST_FILES:
+        return None
+    return (
+        f"{run.experiment.name} writes {files} chunk files, more than {MOST_FILES}, and quotas "
+        f"count files; raise ensemble.chunk={config.chunk // 2**10}KiB or "
+        f"ensemble.group={config.group}"
+    )
 
 
 def _memory(run: Run) -> dict[str, int]:
@@ -64,18 +101,32 @@ def _memory(run: Run) -> dict[str, int]:
 
 
 def _cost(run: Run) -> dict[str, float]:
-    """Core-hours of stepping."""
+    """Core-hours and node-hours of stepping; training and analysis come on top."""
     e = run.experiment
     steps = run.spinup_steps + run.times * run.steps_per_save
     pairs = sum(map(len, run.round_blocks)) * e.ensemble.members
     kicks = len(e.response.perturbations) if "direct" in e.response.estimators else 0
     direct_steps = 2 * pairs * run.direct_lags * run.steps_per_save * kicks
     cost = _seconds_per_member_step(run)
+    simulate = cost * steps * e.ensemble.members / 3600
+    direct = cost * direct_steps / 3600
     return {
         "microseconds_per_member_step": round(cost * 1e6, 2),
-        "simulate_core_hours": round(cost * steps * e.ensemble.members / 3600, 3),
-        "direct_core_hours": round(cost * direct_steps / 3600, 3),
+        "simulate_core_hours": round(simulate, 3),
+        "direct_core_hours": round(direct, 3),
+        "node_hours": round((simulate + direct) / node_cores(), 3),
     }
+
+
+def node_cores() -> int:
+    """Cores of a node of the cluster's first partition, or of this machine."""
+    if slurm.available():
+        with contextlib.suppress(MachineError):
+            said = slurm.ask(["sinfo", "--noheader", "--format=%c"], patience=0.0).split()
+            numbers = [int(word.rstrip("+")) for word in said if word.rstrip("+").isdigit()]
+            if numbers:
+                return numbers[0]
+    return os.cpu_count() or 1
 
 
 def _seconds_per_member_step(run: Run) -> float:

@@ -110,7 +110,8 @@ def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
     """Every picture that this run may have, in the order of the page."""
     folder = run.folder / "report"
     fields = [field.name for field in run.saved.fields]
-    data = _numbered(run, open_store(run.ensemble)[fields])
+    sound = [m for m in range(run.experiment.ensemble.members) if m not in run.quarantined]
+    data = _numbered(run, open_store(run.ensemble)[fields].isel(member=sound))
     pictures: list[Picture] = [
         partial(responses.curves, response, folder),
         partial(responses.errors, response, folder),
@@ -126,7 +127,9 @@ def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
         pictures.append(partial(ensemble.series, data, folder))
         pictures.append(partial(ensemble.densities, data, folder))
     if run.learned:
-        scored = open_store(run.scores)
+        scored = open_store(run.scores).isel(member=sound)
+        held = [m for m in scored.attrs["test_members"] if m in sound]
+        scored = scored.assign_attrs(test_members=held)
         for field in fields[:FIELDS]:
             name = f"score_{field}"
             pictures.append(partial(scores.against_exact, scored, folder, variable=name))
@@ -134,6 +137,6 @@ def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
     log = run.folder / "score" / "log.jsonl"
     if "neural" in run.trained and log.is_file():
         lines = [json.loads(text) for text in log.read_text().splitlines()]
-        # The antithetic loss of the Gaussian score is -1 per pixel by its whitening.
+        # Per pixel, of the fitted score that training starts from: by its own units.
         pictures.append(partial(scores.training, lines, folder, baseline=-1.0))
     return pictures

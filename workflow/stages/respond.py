@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import xarray as xr
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, read_block, write_block
+from workflow.quarantine import quarantined, rows_of
 from workflow.responses.assemble import ErrorBars, assemble
 from workflow.responses.channels import Channels
 from workflow.responses.correlation import pair_counts
@@ -40,7 +40,7 @@ def respond(run: Run, notify: Notify) -> None:
         notify("error bars", len(observables), len(observables))
         return
     ledger.drop("response")
-    shutil.rmtree(run.response, ignore_errors=True)
+    run.discard(run.response)
     sources, weights = load_sources(run, channels)
     bars = error_bars(run)
     found = {}
@@ -153,6 +153,7 @@ def _read(
         if observable is not None:
             start["observable"], size["observable"] = observable, 1
         sums = read_block(run.correlations, variable, start=start, size=size)[0]
+        sums = np.delete(sums, rows_of(group, run.quarantined), axis=0)
         groups.append(sums.sum(axis=1, keepdims=True) if whole else sums)
     return np.concatenate(groups)
 
@@ -160,6 +161,7 @@ def _read(
 def _direct(run: Run, channels: Channels) -> Paired:
     rounds = np.array([len(r) for r in run.round_blocks], dtype=np.float64)
     share = rounds / rounds.sum()
+    out = sorted({*run.quarantined, *quarantined(run.ledger("direct"))})
     totals = np.einsum("b,b...->...", share, read_block(run.perturbed, "totals", start={}, size={}))
     maps: dict[str, Floats] = {}
     if run.saved.maps:
@@ -167,7 +169,8 @@ def _direct(run: Run, channels: Channels) -> Paired:
             part = {"observable": index}
             blocks = read_block(run.perturbed, "response", start=part, size={"observable": 1})
             maps[one.name] = np.einsum("b,b...->...", share, blocks)[:, :, :, 0]
-    return Paired(channels, maps=maps, totals=totals)
+    maps = {name: np.delete(one, out, axis=0) for name, one in maps.items()}
+    return Paired(channels, maps=maps, totals=np.delete(totals, out, axis=0))
 
 
 def _units(sources: Mapping[str, Source]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Ledger
 from workflow.interfaces import State
 from workflow.runs import Run
+from workflow.stages.data import load_tensors
 
 
 def block_name(group: int, segment: int) -> str:
@@ -38,5 +39,5 @@ def load_state(folder: Path, ledger: Ledger, block: str) -> State:
     path = folder / "restart" / f"{block}.pt"
     if ledger.load(block).files.get(f"restart/{block}.pt") != file_crc(path):
         raise CorruptBlock(f"{path} is damaged")
-    state: State = torch.load(path, weights_only=True)
+    state: State = load_tensors(path)
     return state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import distributed
@@ -15,7 +15,8 @@ from hpc.ledger import Receipt
 from hpc.stores import consolidate
 from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
-from workflow.interfaces import DTYPES, State, UserError
+from workflow.interfaces import DTYPES, State
+from workflow.quarantine import SPINUP, fact, forget, lose, merge, refuse_many
 from workflow.runs import Notify, Run, load_run
 from workflow.stages.blocks import facts_since
 from workflow.stages.ensemble import lay_out, write_segment
@@ -26,11 +27,13 @@ def simulate(run: Run, client: Callable[[], distributed.Client], notify: Notify)
     """Complete `ensemble.zarr`; blocks that have a receipt are not touched.
 
     Raises:
-        UserError: a member became non-finite.
+        UserError: too many members became non-finite.
         MachineError: a disk or a worker failed for good.
     """
     lay_out(run)
     ledger = run.ledger("simulate")
+    lost = run.quarantined
+    _refuse_many(run, lost)
     chains = [_blocks(run, group) for group in range(len(run.groups))]
     done = ledger.done()
     todo = [
@@ -48,6 +51,8 @@ def simulate(run: Run, client: Callable[[], distributed.Client], notify: Notify)
     def on_receipt(receipt: Receipt) -> None:
         nonlocal finished
         ledger.record(receipt)
+        merge(lost, receipt.facts)
+        _refuse_many(run, lost)
         finished += 1
         notify("simulate", finished, total)
 
@@ -63,8 +68,7 @@ def _blocks(run: Run, _group: int) -> list[int]:
 def simulate_segment(folder: str, group: int, segment: int) -> Receipt:
     """Step one group of members through one segment; write its block and its restart state.
 
-    Raises:
-        UserError: a member became non-finite.
+    Members that became non-finite, now or before, are left out; the receipt names them.
     """
     started = time.perf_counter()
     torch.set_num_threads(1)
@@ -73,13 +77,21 @@ def simulate_segment(folder: str, group: int, segment: int) -> Receipt:
     with torch.inference_mode():
         state = _start(run, group, segment)
         state, snapshots = _integrate(run, members, segment, state)
-    files: dict[str, str] = {}
-    if segment >= 0:
-        values = torch.stack(snapshots, dim=1).numpy()
-        _refuse_non_finite(run, values, members, segment)
-        files |= write_segment(run, group, segment, values)
+        values = torch.stack(snapshots, dim=1).numpy() if snapshots else np.zeros((len(members), 0))
+        first = run.segment_times(segment).start if segment >= 0 else 0
+        before = _lost_before(run, group, segment)
+        lost = lose(values, state, members, first) | before
+        forget(lost, values, state, members, first)
+    files = write_segment(run, group, segment, values) if segment >= 0 else {}
     files |= save_state(run, block_name(group, segment), state)
-    return Receipt(block_name(group, segment), files, facts_since(started))
+    return Receipt(block_name(group, segment), files, facts_since(started) | fact(lost))
+
+
+def _lost_before(run: Run, group: int, segment: int) -> dict[int, int]:
+    lost: dict[int, int] = {}
+    if segment > -run.spinup_segments:
+        merge(lost, run.ledger("simulate").load(block_name(group, segment - 1)).facts)
+    return lost
 
 
 def _start(run: Run, group: int, segment: int) -> State:
@@ -123,12 +135,14 @@ def _steps(run: Run, segment: int) -> range:
     return range(first, min(first + length, run.spinup_steps))
 
 
-def _refuse_non_finite(run: Run, values: np.ndarray, members: range, segment: int) -> None:
-    bad = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-    if bad.any():
-        names = ", ".join(str(members[i]) for i in np.flatnonzero(bad))
-        first = run.segment_times(segment)[0] * run.experiment.ensemble.save_every
-        raise UserError(
-            f"member {names} became non-finite after time {first:g}; "
-            f"system.dt={run.system.dt:g} is too long, use {run.system.dt / 2:g}"
-        )
+def _refuse_many(run: Run, lost: Mapping[int, int]) -> None:
+    if not lost:
+        return
+    first = min(lost.values())
+    by, dt = (first + 1) * run.experiment.ensemble.save_every, run.system.dt
+    refuse_many(
+        lost,
+        of=run.experiment.ensemble.members,
+        where="in the spin-up" if first == SPINUP else f"by time {by:g}",
+        cure=f"system.dt={dt:g} is too long, use {dt / 2:g} and another name",
+    )

@@ -17,9 +17,10 @@ from torch import Tensor
 from hpc.errors import CorruptBlock
 from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Receipt
+from workflow.quarantine import rows_of
 from workflow.runs import Run, load_run
 from workflow.stages.blocks import facts_since
-from workflow.stages.data import load_whitening, read_ensemble
+from workflow.stages.data import load_tensors, load_whitening, read_ensemble
 
 STAGE = "checks"
 
@@ -52,8 +53,11 @@ class Unit:
 
 def units_of(run: Run) -> list[Unit]:
     """The units of a run, by member and time, with the same number of states each."""
-    count = run.experiment.ensemble.members
-    members = np.unique(np.linspace(0, count - 1, min(count, MOST_UNITS)).round().astype(int))
+    lost = run.quarantined
+    sound = np.array([m for m in range(run.experiment.ensemble.members) if m not in lost])
+    count = len(sound)
+    picked = np.linspace(0, count - 1, min(count, MOST_UNITS)).round().astype(int)
+    members = sound[np.unique(picked)]
     blocks = run.sum_blocks
     # A short block at the end is no unit of its own.
     whole = max(1, sum(len(block) == run.sum_times for block in blocks))
@@ -89,7 +93,9 @@ def states_block(folder: str, group: int) -> Receipt:
     few, many = TREND_BLOCKS
     count = min(run.times, max(few, min(many, len(run.sum_blocks))))
     length = run.times // count
-    sums = torch.zeros(2, len(members), count, len(run.saved.fields), dtype=torch.float64)
+    out = rows_of(members, run.quarantined)
+    sound = [row for row in range(len(members)) if row not in out]
+    sums = torch.zeros(2, len(sound), count, len(run.saved.fields), dtype=torch.float64)
     found: dict[int, list[Tensor]] = {u: [] for u in units}
     for segment in range(run.segments):
         times = run.segment_times(segment)
@@ -98,7 +104,7 @@ def states_block(folder: str, group: int) -> Receipt:
             picked = [t - times.start for t in unit.times if t in times]
             found[u].append(x[unit.member - members.start, picked])
         kept = torch.arange(times.start, times.stop)[: max(0, count * length - times.start)]
-        sums.index_add_(2, kept // length, _moments(run, x[:, : len(kept)]))
+        sums.index_add_(2, kept // length, _moments(run, x[sound, : len(kept)]))
     content = {"mean": sums[0] / length, "square": sums[1] / length}
     if units:
         content["states"] = torch.stack([torch.cat(parts) for parts in found.values()])
@@ -137,7 +143,7 @@ def load_part(run: Run, block: str) -> dict[str, Tensor]:
 
 @lru_cache(maxsize=2)
 def _load(path: str, _stamp: int) -> dict[str, Any]:
-    content: dict[str, Any] = torch.load(path, weights_only=True)
+    content: dict[str, Any] = load_tensors(Path(path))
     return content
 
 

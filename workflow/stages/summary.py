@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from workflow.quarantine import SPINUP, quarantined
 from workflow.runs import Run, versions, wall_times
 from workflow.scores.neural import WhitenedScore
 from workflow.stages.data import load_whitening
@@ -38,6 +39,7 @@ def summarise(
         "perturbation": str(dataset.perturbation.values),
         "observable": str(dataset.observable.values),
         "sizes": sizes(run),
+        "quarantined": left_out(run),
         "recalibrated": e.response.recalibrate,
         "lag": dataset.lag.values.tolist(),
         "wavenumber": _wavenumbers(dataset),
@@ -50,6 +52,17 @@ def summarise(
     }
     rounded: dict[str, Any] = _rounded(found)
     return rounded
+
+
+def left_out(run: Run) -> list[dict[str, Any]]:
+    """Members that became non-finite and are part of no number: when, and in which runs."""
+    every = run.experiment.ensemble.save_every
+    own = [
+        {"member": member, "runs": "ensemble", "time": None if at == SPINUP else (at + 1) * every}
+        for member, at in run.quarantined.items()
+    ]
+    paired = quarantined(run.ledger("direct"))
+    return own + [{"member": member, "runs": "direct", "time": None} for member in paired]
 
 
 def sizes(run: Run) -> dict[str, Any]:
@@ -78,8 +91,7 @@ def sizes(run: Run) -> dict[str, Any]:
 def score_errors(run: Run) -> dict[str, float]:
     """Relative squared error of each score on held-out members, whitened, against the exact one."""
     ledger = run.ledger("evaluate")
-    facts = [ledger.load(block).facts for block in sorted(ledger.done())]
-    held = [f for f in facts if "exact_square" in f]
+    held = [receipt.facts for receipt in ledger.having("exact_square")]
     total = sum(f["exact_square"] for f in held)
     if not held:
         return {}

@@ -3,47 +3,132 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
 
+from hpc import slurm
+from hpc.choice import choose_launcher, probe_mpi
+from hpc.errors import LaunchError, Paused
 from hpc.launch import launch_ranks
+from hpc.launchers import Layout, allocated_tasks
+from hpc.lock import run_lock
+from hpc.notice import Notice
+from hpc.restarts import keep_trying
 from workflow.responses.correlation import one_thread
 from workflow.responses.probes import Statistics
 from workflow.runs import Notify, Run
 from workflow.scores.closed_form import fit_gaussian
 from workflow.scores.kgmm import KGMM
 from workflow.stages.data import load_snapshots, save_tensors
+from workflow.stages.train_slurm import train_as_job
+
+LOGGER = logging.getLogger("workflow.train")
 
 
 def train(run: Run, notify: Notify) -> None:
     """Complete `score/`: the Gaussian fit, and the learned score where asked for.
 
+    With `cluster.train.kind=slurm` in a job of its own, unless this process is in a Slurm job that
+    has a task for every rank.
+
     Raises:
-        LaunchError: MPI ranks could not be started as asked.
+        LaunchError: MPI ranks or the job could not be started as asked.
+        Paused: a signal asked for it; run again to continue.
         MachineError: they failed; run again to continue from the last checkpoint.
     """
+    if "neural" in run.trained and _elsewhere(run):
+        train_as_job(run, notify)
+    else:
+        train_here(run, notify)
+
+
+def check_launch(run: Run) -> None:
+    """Refuse, before hours of other stages, a training that could not be started here.
+
+    Raises:
+        LaunchError: tells why and what to do.
+    """
+    ranks = run.experiment.score.train.ranks
+    if "neural" not in run.trained or (run.is_current("train") and run.is_trained):
+        return
+    if _elsewhere(run):
+        if not slurm.available():
+            raise LaunchError(
+                "cluster.train.kind=slurm and no sbatch on this machine: run where Slurm is, or "
+                "set it to local"
+            )
+    elif ranks > 1:
+        machine, logs = run.experiment.cluster.train, run.folder / "logs"
+        launcher = choose_launcher(machine.launcher, Layout(ranks), logs)
+        works, said = probe_mpi(launcher, folder=logs)
+        if not works:
+            raise LaunchError(f"training could not be started: {said}")
+
+
+def _elsewhere(run: Run) -> bool:
+    """Whether training is a job of its own: not where every rank has a task already."""
+    ranks = run.experiment.score.train.ranks
+    return run.experiment.cluster.train.kind == "slurm" and allocated_tasks() < ranks
+
+
+def train_here(run: Run, notify: Notify) -> None:
+    """As `train`, with ranks started by this process."""
     run.renew("train", run.folder / "score")
-    _fit(run)
-    ledger = run.ledger("train")
+    # A job's training and this one know nothing of each other otherwise.
+    with run_lock(run.folder / "jobs" / "train"), Notice() as notice:
+        _fit(run)
+        if "neural" not in run.trained:
+            notify("train", 1, 1)
+            return
+        _learn(run, notify, notice)
+
+
+def _learn(run: Run, notify: Notify, notice: Notice) -> None:
     steps = run.experiment.score.train.steps
-    if "neural" not in run.trained:
-        notify("train", 1, 1)
-        return
-    notify("train", 0, steps)
-    if f"step-{steps:08d}" in ledger.done():
-        notify("train", steps, steps)
-        return
+    before = run.trained_steps
+    notify("train", min(steps, before), steps)
+    if not run.is_trained:
+        launch = _launch(run, notify, notice)
+        keep_trying(
+            launch,
+            lambda: run.trained_steps,
+            restarts=run.experiment.cluster.train.max_restarts,
+            notice=notice,
+            tell=LOGGER.warning,
+        )
+        if not run.is_trained:
+            if notice.given and run.trained_steps == before:
+                raise LaunchError(
+                    "the job ends before its first step of training; "
+                    "use a longer cluster.train.walltime or a shorter cluster.train.signal_lead"
+                )
+            raise Paused(
+                f"training was asked to stop at step {run.trained_steps} of {steps}; it is saved, "
+                "the same command continues"
+            )
+    notify("train", steps, steps)
+
+
+def _launch(run: Run, notify: Notify, notice: Notice) -> Callable[[], None]:
+    """What starts the ranks and waits for them."""
+    config, machine = run.experiment.score.train, run.experiment.cluster.train
+    layout = Layout(config.ranks, machine.ranks_per_node, machine.threads)
+    logs = run.folder / "logs"
+    launcher = choose_launcher(machine.launcher, layout, logs)
 
     def echo(line: str) -> None:
         if line.startswith("{"):
-            notify("train", json.loads(line)["step"], steps)
+            notify("train", json.loads(line)["step"], config.steps)
 
-    launch_ranks(
+    return lambda: launch_ranks(
         "workflow.stages.train_rank",
         [str(run.folder.resolve())],
-        ranks=run.experiment.score.train.ranks,
-        log=run.folder / "logs" / "train.log",
+        layout=layout,
+        log=logs / "train.log",
+        launcher=launcher,
         echo=echo,
+        notice=notice,
     )
-    notify("train", steps, steps)
 
 
 @one_thread()
@@ -56,7 +141,8 @@ def _fit(run: Run) -> None:
     missing -= run.ledger("train").done()
     if not missing:
         return
-    snapshots = load_snapshots(run, run.training)
+    memory = run.experiment.score.train.memory
+    snapshots = load_snapshots(run, run.training, at_most=memory)
     homogeneous = run.saved.homogeneous
     if "whitening" in missing:
         whitening = fit_gaussian(snapshots, homogeneous=homogeneous)

@@ -1,0 +1,141 @@
+"""Tables and figures of what the study has found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # noqa: E402
+
+Line = dict[str, Any]
+NAMES = {
+    "allen_cahn": "Allen-Cahn, exact scheme",
+    "allen_cahn_paper": "Allen-Cahn, published scheme",
+    "ornstein_uhlenbeck": "Ornstein-Uhlenbeck",
+    "navier_stokes": "Navier-Stokes",
+}
+COLOURS = {"direct": "black", "exact": "C2", "gaussian": "C1", "neural": "C0"}
+SHOWN = (2, 4, 6)
+"""Pixels downstream of the kick: R31, R51, R71 of the publication."""
+
+
+def report(work: Path) -> None:
+    """Write `recipes.md`, `tables.md` and a figure per system from the JSON lines in `work`."""
+    recipes, tables = _read(work, "recipes"), _read(work, "table")
+    if recipes:
+        (work / "recipes.md").write_text("\n".join(_recipes(recipes)) + "\n")
+    text = []
+    for case in [case for case in NAMES if any(line["case"] == case for line in tables)]:
+        lines = [line for line in tables if line["case"] == case]
+        text += [f"## {NAMES[case]}", "", *_errors(lines), "", *_peaks(lines), ""]
+        _figure(lines, NAMES[case], work / f"{case}.png")
+    (work / "tables.md").write_text("\n".join(text))
+
+
+def _read(work: Path, part: str) -> list[Line]:
+    files = sorted(work.glob(f"{part}*.jsonl"))
+    return [json.loads(text) for file in files for text in file.read_text().splitlines()]
+
+
+def _name(line: Line) -> str:
+    recipe = line.get("recipe", "")
+    return line["estimator"] + (f" ({recipe})" if recipe else "")
+
+
+def _recipes(lines: Sequence[Line]) -> Iterable[str]:
+    """One row a recipe, means over its seeds."""
+    yield "| recipe | seeds | calls | parameters | held-out loss | score error | by band of k |"
+    yield "|---|---|---|---|---|---|---|"
+    for name in dict.fromkeys(line["recipe"] for line in lines):
+        same = [line for line in lines if line["recipe"] == name]
+        errors = np.array([line["score_error"] for line in same])
+        bands = np.mean([line["score_error_by_band"] for line in same], axis=0)
+        first = same[0]
+        cells = [
+            name,
+            len(same),
+            first.get("calls", "-"),
+            first.get("parameters", "-"),
+            f"{np.mean([line['held_out_loss'] for line in same]):.4f}",
+            f"{errors.mean():.4f}" + (f" +- {errors.std(ddof=1):.4f}" if len(same) > 1 else ""),
+            " ".join(f"{band:.4f}" for band in bands),
+        ]
+        yield f"| {' | '.join(map(str, cells))} |"
+    yield ""
+    yield "| recipe | L2 from exact, mean over lags | raw Stein error | raw Stein ratio by band |"
+    yield "|---|---|---|---|"
+    for line in lines:
+        if "stein" in line:
+            ratio = " ".join(f"{value:.2f}" for value in line["stein"]["raw_ratio_by_band"])
+            cells = [line["recipe"], f"{line['l2_mean']:.4f}", line["stein"]["raw"], ratio]
+            yield f"| {' | '.join(map(str, cells))} |"
+
+
+def _errors(lines: Sequence[Line]) -> Iterable[str]:
+    """L2 distances at some lags, Stein and score errors."""
+    judged = [line for line in lines if line["estimator"] != "direct"]
+    lags = judged[0]["lag"]
+    shown = [i for i in range(1, len(lags)) if i % 2 == 1 or i == len(lags) - 1]
+    head = [f"lag {lags[i]:g}" for i in shown]
+    yield f"| L2 from direct | {' | '.join(head)} | Stein error, raw | score error |"
+    yield "|---" * (len(head) + 3) + "|"
+    for line in judged:
+        found = line["from_direct"]
+        cells = [f"{found['l2'][i]:.3f} +- {found['l2_standard_error'][i]:.3f}" for i in shown] + [
+            str(line["stein"]["raw"]),
+            str(line.get("score_error", "-")),
+        ]
+        yield f"| {_name(line)} | {' | '.join(cells)} |"
+    if any("from_exact" in line for line in judged):
+        yield ""
+        yield f"| L2 from the exact score | {' | '.join(head)} |"
+        yield "|---" * (len(head) + 1) + "|"
+        for line in judged:
+            if "from_exact" in line:
+                cells = [f"{line['from_exact']['l2'][i]:.3f}" for i in shown]
+                yield f"| {_name(line)} | {' | '.join(cells)} |"
+
+
+def _peaks(lines: Sequence[Line]) -> Iterable[str]:
+    """Largest response of the pixels downstream."""
+    yield f"| peak | {' | '.join(f'R{pixel + 1}1' for pixel in SHOWN)} | held-out loss |"
+    yield "|---" * (len(SHOWN) + 2) + "|"
+    for line in lines:
+        cells = []
+        for pixel in SHOWN:
+            curve = line["curves"][str(pixel)]
+            at = int(np.argmax(curve["value"]))
+            cells.append(f"{curve['value'][at]:.3f} +- {curve['standard_error'][at]:.3f}")
+        loss = line.get("held_out_loss")
+        cells.append("-" if loss is None else f"{loss:.3f}")
+        yield f"| {_name(line)} | {' | '.join(cells)} |"
+
+
+def _figure(lines: Sequence[Line], title: str, path: Path) -> None:
+    """Responses downstream, and L2 distance from direct, over the lag."""
+    lag = next(line["lag"] for line in lines if "lag" in line)
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    drawn = set()
+    for line in lines:
+        name = line["estimator"]
+        style = {"color": COLOURS[name], "lw": 1.2, "label": None if name in drawn else name}
+        drawn.add(name)
+        for pixel in SHOWN:
+            curve = line["curves"][str(pixel)]
+            error = curve["standard_error"] if name == "direct" else None
+            left.errorbar(lag, curve["value"], yerr=error, **style)
+            style["label"] = None
+        if "from_direct" in line:
+            found = line["from_direct"]
+            right.errorbar(lag, found["l2"], yerr=found["l2_standard_error"], color=COLOURS[name])
+    left.set(xlabel="lag", title=f"{title}: R31, R51, R71")
+    right.set(xlabel="lag", title="L2 distance from direct")
+    left.legend(frameon=False)
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)

@@ -1,0 +1,133 @@
+"""The eyes of training: its log, its validation, the choice of the best parameters, the stop."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from hpc.comm import Comm
+from hpc.files import atomic_write_bytes
+from workflow.runs import Run
+from workflow.scores.batches import Sample, draw
+from workflow.scores.training import Batch, Step, Trainer, make_batch
+from workflow.scores.validation import Best, Validation, validation_sums
+from workflow.stages.data import members_left, read_ensemble, read_places
+
+HELD_OUT = 512
+"""Pairs of validation; their snapshots are spread evenly over what was held out, and come more
+than once where there are fewer."""
+
+VALIDATION = 2**40
+"""Number of the step whose noise validation uses: beyond all steps of training."""
+
+LOG_EVERY = 10
+"""Steps between lines of score/log.jsonl."""
+
+
+class Watch:
+    """Watches a training; all ranks call all methods, rank 0 writes.
+
+    Validation is shared among the ranks, and its sums reach all of them alike, so they choose and
+    stop alike.
+
+    Args:
+        run: the run.
+        comm: the ranks.
+        trainer: the training.
+
+    Attributes:
+        best: parameters of the lowest held-out loss so far.
+    """
+
+    def __init__(self, run: Run, comm: Comm, trainer: Trainer) -> None:
+        self._run, self._comm, self._trainer = run, comm, trainer
+        self._log = run.folder / "score" / "log.jsonl"
+        self._patience = run.experiment.score.train.patience
+        self.best = Best()
+        self._test = _test_batch(run, comm, trainer)
+        self._micro = trainer.micro_batch
+        self._since = (trainer.step, time.perf_counter())
+        self._started = self._since[1]
+
+    @property
+    def enough(self) -> bool:
+        """Whether the held-out loss has not fallen for so long that training should stop."""
+        return self._patience is not None and self.best.waited >= self._patience
+
+    def note(self, step: Step, *, validate: bool) -> None:
+        """Log a step; with `validate`, judge the averaged parameters on what was held out."""
+        trainer = self._trainer
+        line: dict[str, Any] = {"step": trainer.step, "loss": _rounded(step.loss)}
+        line |= {"norm": _rounded(step.norm), "skipped": trainer.skipped}
+        if validate:
+            found = self._validate()
+            line |= {"test_loss": _rounded(found.loss), "stein": [*map(_rounded, found.stein)]}
+        if trainer.micro_batch < self._micro:
+            print(
+                f"out of memory: {trainer.micro_batch} network calls at a time instead of "
+                f"{self._micro} on rank {self._comm.rank} from now on",
+                flush=True,
+            )
+            self._micro = trainer.micro_batch
+        if self._comm.rank == 0 and (validate or trainer.step % LOG_EVERY == 0):
+            self._write(line)
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return self.best.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`, at the trainer's step."""
+        self.best = Best.from_state(state)
+        self._since = (self._trainer.step, time.perf_counter())
+
+    def cut(self) -> None:
+        """Drop lines of the log beyond the trainer's step: those steps will be made again."""
+        if self._comm.rank == 0 and self._log.is_file():
+            lines = [text for text in self._log.read_text().splitlines() if text.endswith("}")]
+            kept = [text for text in lines if json.loads(text)["step"] <= self._trainer.step]
+            atomic_write_bytes(self._log, "".join(f"{text}\n" for text in kept).encode())
+
+    def _validate(self) -> Validation:
+        trainer = self._trainer
+        sums = validation_sums(trainer.averaged(), self._test)
+        self._comm.allreduce_sum(sums)
+        found = Validation.of(sums)
+        self.best.offer(trainer.step, found.loss, trainer.average)
+        return found
+
+    def _write(self, line: dict[str, Any]) -> None:
+        (step, since), now = self._since, time.perf_counter()
+        self._since = (self._trainer.step, now)
+        calls = (self._trainer.step - step) * self._run.experiment.score.train.global_batch
+        line["samples_per_s"] = round(calls / max(now - since, 1e-9), 1)
+        print(json.dumps({**line, "seconds": round(now - self._started, 1)}), flush=True)
+        with self._log.open("a") as file:
+            file.write(f"{json.dumps(line)}\n")
+
+
+def _rounded(value: float) -> float | None:
+    # JSON knows no NaN.
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def _test_batch(run: Run, comm: Comm, trainer: Trainer) -> Batch:
+    """This rank's share of the snapshots of validation, with noise that is always the same."""
+    members, times = members_left(run, run.held_out), run.held_out.times
+    pairs = max(HELD_OUT, comm.size)  # a rank without any would have to be told apart
+    chosen = np.linspace(0, len(members) * len(times) - 1, pairs).round().astype(int).tolist()
+    mine = slice(comm.rank * pairs // comm.size, (comm.rank + 1) * pairs // comm.size)
+    places = [(members[i // len(times)], times[i % len(times)]) for i in chosen[mine]]
+    shape = (len(run.saved.fields), *run.saved.shape)
+    x = read_places(run, places, partial(read_ensemble, run))
+    seed = run.experiment.seed
+    drawn = draw(seed, VALIDATION, pairs=pairs, share=range(pairs), shape=shape)
+    numbers = (torch.from_numpy(v[mine]) for v in (drawn.rolls, drawn.level, drawn.z))
+    return make_batch(trainer.model, Sample(*(v.to(trainer.device) for v in (x, *numbers))))
