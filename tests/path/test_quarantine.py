@@ -42,7 +42,7 @@ class Fragile(AllenCahn):
 '''
 EXPERIMENT = {
     "name": "fragile",
-    "seed": 3,
+    "seed": 66,
     "system": {"kind": "fragile_fields:Fragile", "grid": 8},
     "ensemble": {
         "members": 8,
@@ -57,7 +57,7 @@ EXPERIMENT = {
     "direct": {"pairs": 16},
     "cluster": {"simulate": {"workers": 1}, "analyse": {"workers": 1}},
 }
-WILD = "system.wildest=5.3"  # drawn by member 0 only, at 5.14 after the spin-up
+WILD = "system.wildest=5.3"  # drawn by member 0 only, at 5.30 after the spin-up
 STORES = ("ensemble", "scores", "correlations", "perturbed")
 
 
@@ -90,7 +90,7 @@ def values(run, store, variable):
 
 
 def test_the_member_is_named_with_the_time_of_its_loss(broken):
-    assert broken.quarantined == {0: 10}  # saved at 0.5, 1.0, ...: 5.5 is the first after 5.14
+    assert broken.quarantined == {0: 10}  # saved at 0.5, 1.0, ...: 5.5 is the first after 5.30
     u = values(broken, "ensemble", "u")
     assert np.isfinite(u[0, :10]).all() and np.isnan(u[0, 10:]).all()
     receipts = {one.block: one.facts[FACT] for one in broken.ledger("simulate").having(FACT)}
@@ -159,7 +159,7 @@ def test_it_does_not_matter_who_is_stepped_together(folder, broken):
 
 def test_a_member_whose_pairs_blow_up_is_left_out_of_the_direct_response_only(folder, whole):
     """A kick that is too large for one member."""
-    wide = "system.widest=2.5", "direct.amplitude=1.0"
+    wide = "seed=3", "system.widest=2.5", "direct.amplitude=1.0"
     run = made(folder, "wide", *wide, "response.checks=false", stages=STAGES[:-1])
     assert run.quarantined == {}
     lost = quarantined(run.ledger("direct"))
@@ -174,21 +174,21 @@ def test_a_member_whose_pairs_blow_up_is_left_out_of_the_direct_response_only(fo
 def test_too_many_are_no_accident(folder, monkeypatch, capsys):
     """Two of eight; in one line, and the same when it is run again."""
     monkeypatch.chdir(folder)
-    command = ["gfdt", "run", "fragile.yaml", "--runs", "many", "--set", "system.wildest=5.2", "-q"]
+    command = ["gfdt", "run", "fragile.yaml", "--runs", "many", "--set", "system.wildest=4.85", "-q"]
     monkeypatch.setattr(sys, "argv", command)
     for _ in range(2):
         with pytest.raises(SystemExit) as left:
             main()
         said = capsys.readouterr().err
         assert left.value.code == CONFIGURATION
-        assert said.startswith("gfdt: member 0, 3 became non-finite by time ")
+        assert said.startswith("gfdt: member 0, 7 became non-finite by time ")
         assert "2 of 8 were lost and at most 1 may be left out; system.dt=0.0078125 is" in said
         assert len(said.splitlines()) == 1
 
 
 def test_a_part_without_members_is_told(folder):
     """The only held-out member may be the one that is lost."""
-    run = made(folder, "held", "seed=33", "system.wildest=4.65", stages=("simulate",))
+    run = made(folder, "held", "seed=41", "system.wildest=5.0", stages=("simulate",))
     assert list(run.quarantined) == [7]
     with pytest.raises(UserError, match="all of members 7 to 7 became non-finite; raise"):
         load_snapshots(run, run.held_out)
