@@ -16,7 +16,7 @@ from workflow.dynamics import engines
 from workflow.dynamics.lanes.library import library
 from workflow.interfaces import UserError
 from workflow.opening import open_experiment
-from workflow.runs import lay_down
+from workflow.stages.frames import lay_down
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler made the kernels")
 

@@ -174,7 +174,16 @@ def test_a_member_whose_pairs_blow_up_is_left_out_of_the_direct_response_only(fo
 def test_too_many_are_no_accident(folder, monkeypatch, capsys):
     """Two of eight; in one line, and the same when it is run again."""
     monkeypatch.chdir(folder)
-    command = ["gfdt", "run", "fragile.yaml", "--runs", "many", "--set", "system.wildest=4.85", "-q"]
+    command = [
+        "gfdt",
+        "run",
+        "fragile.yaml",
+        "--runs",
+        "many",
+        "--set",
+        "system.wildest=4.85",
+        "-q",
+    ]
     monkeypatch.setattr(sys, "argv", command)
     for _ in range(2):
         with pytest.raises(SystemExit) as left:
