@@ -262,7 +262,9 @@ def scaling(work, seed):
     for jobs in (3, 1):
         command = [sys.executable, "-m", "workflow.cli", "scale", str(folder), "--max-jobs"]
         subprocess.run([*command, str(jobs)], check=True, stdout=subprocess.DEVNULL)
-        seconds.append(wait_for(lambda: state(folder).running == jobs))  # noqa: B023
+        seconds.append(wait_for(lambda: (s := state(folder)) is None or s.running == jobs))  # noqa: B023
+        if state(folder) is None:
+            raise RuntimeError("the run ended before its jobs could be counted; make it longer")
     good = finish(driver) and files(folder) == expected
     return {
         "tried": 2,

@@ -233,6 +233,9 @@ def _running(
         for timer in timers:
             timer.cancel()
         _stop(process)
+        # What a launcher that was killed itself has left; the next launch may follow at once.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         if process.stdout is not None:
             process.stdout.close()
 

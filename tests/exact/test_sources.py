@@ -11,6 +11,7 @@ import xarray as xr
 from scipy.linalg import expm, solve_continuous_lyapunov
 
 from workflow.analysis import responses_of
+from workflow.config import ScoreConfig
 from workflow.interfaces import Field, Saved
 from workflow.responses.assemble import ErrorBars, assemble
 from workflow.responses.channels import Channels
@@ -270,6 +271,7 @@ def test_what_is_fitted_does_not_depend_on_the_number_of_threads(homogeneous, mo
     run = SimpleNamespace(
         trained=[],
         training=None,
+        experiment=SimpleNamespace(score=ScoreConfig()),
         saved=SimpleNamespace(homogeneous=homogeneous),
         ledger=lambda _: SimpleNamespace(done=set),
     )

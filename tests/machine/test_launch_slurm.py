@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[2] / "benchmarks" / "reliability_launches.py"
-SPEC = importlib.util.spec_from_file_location("reliability_launches", PATH)
+PATH = Path(__file__).parents[2] / "benchmarks" / "wrong_launches.py"
+SPEC = importlib.util.spec_from_file_location("wrong_launches", PATH)
 LAUNCHES = importlib.util.module_from_spec(SPEC)
-sys.modules["reliability_launches"] = LAUNCHES
+sys.modules["wrong_launches"] = LAUNCHES
 SPEC.loader.exec_module(LAUNCHES)
 
 

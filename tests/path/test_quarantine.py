@@ -17,9 +17,9 @@ from workflow.interfaces import UserError
 from workflow.opening import open_run
 from workflow.quarantine import FACT, quarantined
 from workflow.stages.data import load_snapshots
-from workflow.stages.health import status
 from workflow.stages.matrix import choose, make_matrix
 from workflow.stages.pipeline import STAGES, run_stages
+from workflow.stages.status import status
 
 SYSTEM = '''
 """Allen-Cahn fields of which some are lost: by a wild draw, or by leaving a range."""

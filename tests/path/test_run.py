@@ -20,7 +20,7 @@ import xarray as xr
 import yaml
 
 from hpc.catalog import open_source, read_catalog
-from hpc.comm import SerialComm
+from hpc.comm import SerialComm, Watchdog
 from workflow.config import EXPERIMENTS
 from workflow.interfaces import UserError
 from workflow.opening import open_run
@@ -253,6 +253,13 @@ def test_a_run_with_a_partly_filled_last_chunk_grows_too(tmp_path):
     assert chunks(grown, *STORES) == chunks(whole, *STORES)
 
 
+def train_here(folder, monkeypatch):
+    """Train in this process, whose signal handlers stay as they are."""
+    monkeypatch.setattr(train_rank, "_listen", lambda _: None)
+    with Watchdog(PATIENCE) as watchdog:
+        train_rank.train_rank(load_run(folder, folder.parent), SerialComm(), watchdog)
+
+
 class Killed(Exception):
     """Ends a training in the middle."""
 
@@ -277,9 +284,9 @@ def test_training_stops_early_at_its_best_and_resumes_alike(finished, tmp_path, 
 
             monkeypatch.setattr(train_rank, "save_checkpoint", save)
             with pytest.raises(Killed):
-                train_rank.train_rank(load_run(folder, tmp_path), SerialComm())
+                train_here(folder, monkeypatch)
             monkeypatch.undo()
-        train_rank.train_rank(load_run(folder, tmp_path), SerialComm())
+        train_here(folder, monkeypatch)
         return folder / "score"
 
     whole = trained("whole")
@@ -292,14 +299,14 @@ def test_training_stops_early_at_its_best_and_resumes_alike(finished, tmp_path, 
         _assert_same(torch.load(trained(f"after-{saves}", saves=saves) / "neural.pt"), used)
 
 
-def test_a_checkpoint_of_another_experiment_is_refused(finished, tmp_path):
+def test_a_checkpoint_of_another_experiment_is_refused(finished, tmp_path, monkeypatch):
     """With its receipt it looks undamaged; its numbers would be of another training."""
     shutil.copytree(finished, tmp_path / "other")
     (tmp_path / "other" / "ledger" / "train" / "neural.json").unlink()
     path = tmp_path / "other" / "experiment.yaml"
     path.write_text(path.read_text().replace("seed: 3", "seed: 4"))
     with pytest.raises(UserError, match="step-00000060.pt is a checkpoint of another experiment"):
-        train_rank.train_rank(load_run(tmp_path / "other", tmp_path), SerialComm())
+        train_here(tmp_path / "other", monkeypatch)
 
 
 def test_killing_any_process_at_any_time_does_not_change_a_bit(finished, work):

@@ -46,6 +46,7 @@ def load_snapshots(run: Run, part: Part, *, at_most: int | None = None) -> Tenso
         CorruptBlock: a block is missing or damaged.
         UserError: no member of the part is left.
     """
+    members_left(run, part)
     every = 1 if at_most is None else max(1, math.ceil(part_bytes(run, part) / max(1, at_most)))
     groups = []
     for group in run.groups:
@@ -58,11 +59,6 @@ def load_snapshots(run: Run, part: Part, *, at_most: int | None = None) -> Tenso
                 blocks.append(read_ensemble(run, group, times)[inside][:, first::every])
         if blocks:
             groups.append(np.concatenate(blocks, axis=1).reshape(-1, *blocks[0].shape[2:]))
-    if not groups:
-        raise UserError(
-            f"all of members {part.members.start} to {part.members.stop - 1} became non-finite; "
-            "raise score.split.test or ensemble.members"
-        )
     return torch.from_numpy(np.concatenate(groups))
 
 
@@ -70,6 +66,21 @@ def part_bytes(run: Run, part: Part) -> int:
     """Size of the snapshots of a part of the run."""
     number = np.dtype(run.experiment.ensemble.dtype).itemsize
     return len(part.members) * len(part.times) * run.saved.numbers * number
+
+
+def members_left(run: Run, part: Part) -> list[int]:
+    """Members of a part that did not become non-finite.
+
+    Raises:
+        UserError: there are none.
+    """
+    members = [member for member in part.members if member not in run.quarantined]
+    if not members:
+        raise UserError(
+            f"all of members {part.members.start} to {part.members.stop - 1} became non-finite; "
+            "raise score.split.test or ensemble.members"
+        )
+    return members
 
 
 def kept(

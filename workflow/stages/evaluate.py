@@ -128,7 +128,7 @@ def _score(estimator: ScoreEstimator, x: torch.Tensor, device: torch.device) -> 
     batch = max(1, TOGETHER[device.type] // x[0].numel())
     while True:
         try:
-            with torch.inference_mode():
+            with torch.no_grad():
                 return torch.cat([estimator(part) for part in x.split(batch)])
         except torch.OutOfMemoryError:
             if batch == 1:

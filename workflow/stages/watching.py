@@ -18,7 +18,7 @@ from workflow.runs import Run
 from workflow.scores.batches import Sample, draw
 from workflow.scores.training import Batch, Step, Trainer, make_batch
 from workflow.scores.validation import Best, Validation, validation_sums
-from workflow.stages.data import read_ensemble, read_places
+from workflow.stages.data import members_left, read_ensemble, read_places
 
 HELD_OUT = 512
 """Pairs of validation; their snapshots are spread evenly over what was held out, and come more
@@ -120,7 +120,7 @@ def _rounded(value: float) -> float | None:
 
 def _test_batch(run: Run, comm: Comm, trainer: Trainer) -> Batch:
     """This rank's share of the snapshots of validation, with noise that is always the same."""
-    members, times = run.held_out.members, run.held_out.times
+    members, times = members_left(run, run.held_out), run.held_out.times
     pairs = max(HELD_OUT, comm.size)  # a rank without any would have to be told apart
     chosen = np.linspace(0, len(members) * len(times) - 1, pairs).round().astype(int).tolist()
     mine = slice(comm.rank * pairs // comm.size, (comm.rank + 1) * pairs // comm.size)

@@ -1,33 +1,23 @@
-"""FAULTS of training for `reliability.py`: each tries, and says how often and at what cost."""
+"""Faults of training for `reliability.py`."""
 
-from __future__ import annotations
-
-import shutil
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-try:
-    from benchmarks import reliability_launches as launches
-    from benchmarks import reliability_training as training
-except ImportError:  # run from its own folder
-    import reliability_launches as launches
-    import reliability_training as training
-
-Figures = dict[str, Any]
+import lost_training as training
+import wrong_launches as launches
 
 
-def _prepared(steps: int) -> training.Bench:
-    return training.Bench.prepared(Path(tempfile.mkdtemp(prefix="reliability-")), steps=steps)
+def _prepared(work, steps):
+    return training.Bench.prepared(
+        Path(tempfile.mkdtemp(prefix="training-", dir=work)), steps=steps
+    )
 
 
-def lost_ranks(kills: int = 20) -> Figures:
+def lost_ranks(work, seed, kills=20):
     """F10 under srun; the figure is the longest time from a fault to new steps."""
-    bench = _prepared(3000)
+    bench = _prepared(work, 3000)
     faults = ["SIGKILL"] * kills + ["exception", "_exit(0)", "SIGTERM"]
-    found = training.lost_ranks(bench, "F10", faults, before=tuple(training.ALLOCATION))
-    shutil.rmtree(bench.folder)
+    found = training.lost_ranks(bench, "F10", faults, before=tuple(training.ALLOCATION), seed=seed)
     ends = len(found["ends"])
     return {
         "tried": len(faults),
@@ -37,11 +27,10 @@ def lost_ranks(kills: int = 20) -> Figures:
     }
 
 
-def preempted() -> Figures:
+def preempted(work, seed):
     """F12; the figure is the time from the preemption to the checkpoint."""
-    bench = _prepared(3000)
+    bench = _prepared(work, 3000)
     seen = training.preempted(bench)
-    shutil.rmtree(bench.folder)
     return {
         "tried": 1,
         "survived": int(seen.same and seen.requeues == 1),
@@ -50,11 +39,10 @@ def preempted() -> Figures:
     }
 
 
-def other_ranks() -> Figures:
+def other_ranks(work, seed):
     """F13; the figure is the largest difference of a parameter."""
-    bench = _prepared(300)
+    bench = _prepared(work, 300)
     difference = training.other_ranks(bench)
-    shutil.rmtree(bench.folder)
     return {
         "tried": 1,
         "survived": int(difference <= 1e-6),
@@ -63,11 +51,11 @@ def other_ranks() -> Figures:
     }
 
 
-def wrong_launches() -> Figures:
+def wrong_launches(work, seed):
     """F14; the figure is the longest time to the error."""
     good, longest = 0, 0.0
     for wrong in launches.MATRIX.values():
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=work) as folder:
             code, seconds, said = launches.try_wrong(Path(folder), wrong)
         good += code == 78 and wrong.advice in said
         longest = max(longest, seconds)
@@ -79,18 +67,17 @@ def wrong_launches() -> Figures:
     }
 
 
-def clean_exits(tries: int = 100) -> Figures:
+def clean_exits(work, seed, tries=100):
     """F17; the figure is the number of aborts."""
-    bench = _prepared(300)
+    bench = _prepared(work, 300)
     aborts = training.clean_exits(bench, tries)
-    shutil.rmtree(bench.folder)
     return {"tried": tries, "survived": tries - aborts, "figure": aborts, "unit": "aborts at exit"}
 
 
-FAULTS: dict[str, Callable[[], Figures]] = {
-    "F10": lost_ranks,
-    "F12": preempted,
-    "F13": other_ranks,
-    "F14": wrong_launches,
-    "F17": clean_exits,
+FAULTS = {
+    "F10 training ranks lost": lost_ranks,
+    "F12 training preempted": preempted,
+    "F13 other numbers of ranks": other_ranks,
+    "F14 ranks started wrongly": wrong_launches,
+    "F17 trainings that end": clean_exits,
 }
