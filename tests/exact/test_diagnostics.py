@@ -460,5 +460,5 @@ def test_a_learned_score_is_extrapolated_from_the_levels_it_was_trained_at(linea
     learned = NeuralScore(WhitenedScore(gaussian, config))
     expected = gaussian(x) * (1 + 3 * 0.01) / (1 + 3 * 0.01 + 2 * 0.01**2)
     torch.testing.assert_close(Extrapolated.of(learned)(x), expected, rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="raise sigma_max to 0.15"):
+    with pytest.raises(UserError, match="raise sigma_max to 0.03"):
         Extrapolated.of(NeuralScore(WhitenedScore(gaussian, ScoreConfig())))

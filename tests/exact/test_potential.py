@@ -9,7 +9,7 @@ from workflow.config import ScoreConfig
 from workflow.dynamics import build_system
 from workflow.scores.closed_form import SpectralGaussian, fit_gaussian, gaussian_from
 from workflow.scores.layers import refined, restricted
-from workflow.scores.neural import NeuralScore, WhitenedScore, settled
+from workflow.scores.neural import NeuralScore, WhitenedScore, settled, with_parameters
 from workflow.scores.potential import LocalPotential
 
 SMALL = {"network": {"channels": 4, "residual_blocks": 1}}
@@ -150,6 +150,21 @@ def test_a_settled_network_obeys_the_stein_identity(skewed):
     x, s = (torch.fft.rfftn(v, dim=(2, 3)) for v in white)
     stein = -torch.einsum("bfyx,bgyx->yxfg", s, x.conj()) / (len(x) * 48)
     assert torch.allclose(stein, torch.eye(2, dtype=stein.dtype).expand_as(stein), atol=1e-7)
+
+
+def test_a_settled_network_survives_its_tensors(skewed):
+    """Parameters and the linear map are all there is: the same score, bit for bit."""
+    gaussian = fit_gaussian(skewed, homogeneous=True)
+    torch.manual_seed(0)
+    model = WhitenedScore(gaussian, ScoreConfig.model_validate(SMALL))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    one = settled(model, skewed)
+    kept = dict(one.named_parameters()), one.network.linear.weight
+    other = WhitenedScore(gaussian, ScoreConfig.model_validate(SMALL))
+    other = with_parameters(other, kept[0], linear=kept[1])
+    assert torch.equal(NeuralScore(one)(skewed[:5]), NeuralScore(other)(skewed[:5]))
+    assert not torch.equal(NeuralScore(one)(skewed[:5]), NeuralScore(model)(skewed[:5]))
 
 
 def test_settling_leaves_alone_what_has_no_linear_map():

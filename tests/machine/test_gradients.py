@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hpc.launch import launch_ranks
+from hpc.launchers import Layout
 from hpc.reduction import ordered_mean
 
 RANK = """
@@ -117,7 +118,7 @@ def start(tmp_path_factory):
         launch_ranks(
             "gradient_program",
             [str(folder / "state.pt"), *what],
-            ranks=ranks,
+            layout=Layout(ranks),
             log=folder / "log",
             environment={"PYTHONPATH": str(folder)},
             echo=lines.append,

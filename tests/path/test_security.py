@@ -24,7 +24,7 @@ from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Ledger, Receipt
 from hpc.lock import run_lock
 from hpc.stores import open_store, write_block
-from workflow.config import load_experiment, parse_experiment
+from workflow.config import apply_setting, parse_experiment, read_experiment
 from workflow.interfaces import UserError
 from workflow.opening import open_run
 from workflow.recorded import open_data
@@ -107,9 +107,9 @@ def test_yaml_that_makes_objects_is_refused(tmp_path, mark, tag):
     path = tmp_path / "bomb.yaml"
     path.write_text(bomb)
     with pytest.raises(UserError, match="bomb.yaml is not YAML"):
-        load_experiment(str(path))
+        read_experiment(str(path))
     with pytest.raises(UserError, match="the value is not YAML"):
-        load_experiment("quickstart", [f"seed={tag} ['touch {mark}']"])
+        apply_setting(read_experiment("quickstart"), f"seed={tag} ['touch {mark}']")
     with pytest.raises(StoreError, match="is no readable catalog"):
         read_catalog(path)
     (tmp_path / "small").mkdir()

@@ -8,8 +8,8 @@ import yaml
 
 from workflow.interfaces import UserError
 from workflow.opening import open_run
-from workflow.runs import lay_down
 from workflow.sites import SLURM, load_site, overruled
+from workflow.stages.frames import lay_down
 from workflow.stages.jobs import plan_jobs
 
 SMALL = {

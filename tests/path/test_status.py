@@ -16,7 +16,7 @@ from hpc.ledger import Ledger, Receipt
 from hpc.lock import run_lock
 from hpc.receipts import encode
 from workflow.opening import open_run
-from workflow.runs import lay_down
+from workflow.stages.frames import lay_down
 from workflow.stages.status import SAMPLE, pace_of, status
 from workflow.status_view import duration, lines, log_line, sparkline
 

@@ -46,22 +46,23 @@ class ResidualBlock(nn.Module):
 
 
 class SpectralLinear(nn.Module):
-    """A learned complex matrix of the fields at every wavenumber, zero at the start.
+    """A complex matrix of the fields at every wavenumber, zero until `settled` solves for it.
 
-    With the whitened field as its input, a stationary point of the score-matching loss in these
-    numbers obeys the Stein identity mode by mode.
+    Not a parameter: training would only add noise to what one linear system gives.
     """
+
+    weight: Tensor
 
     def __init__(self, fields: int, shape: tuple[int, ...]) -> None:
         super().__init__()
         half = (*shape[:-1], shape[-1] // 2 + 1)
         self.shape = shape
-        self.weight = nn.Parameter(torch.zeros(2, fields, fields, *half))
+        self.register_buffer("weight", torch.zeros(2, fields, fields, *half), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, field, *shape)` -> same."""
         axes = tuple(range(2, x.ndim))
-        weight = torch.complex(*self.weight)
+        weight = torch.complex(self.weight[0], self.weight[1])
         modes = torch.einsum("fg...,bg...->bf...", weight, torch.fft.rfftn(x, dim=axes))
         return torch.fft.irfftn(modes, s=self.shape, dim=axes)
 

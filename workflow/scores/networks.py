@@ -15,8 +15,9 @@ class LocalNetwork(nn.Module):
     The score of an SPDE with a local nonlinearity is a local function of the field plus a
     spectral operator on it; whitening alone hides the locality. So both views enter and both
     kinds of answers leave: `(whitened answer, physical answer)`, added by the caller as
-    `out_1 + C^(1/2) out_2`. On a homogeneous field a linear map per wavenumber takes what is
-    linear and not local. The last layers start at zero: an untrained network answers zero.
+    `out_1 + C^(1/2) out_2`. On a homogeneous field a linear map per wavenumber, which `settled`
+    solves for after training, takes what is linear and not local. The last layer starts at zero:
+    an untrained network answers zero.
 
     On an inhomogeneous field each place has a learned bias of its own, zero at the start, and the
     network is no longer shift equivariant. Without space it is a residual multilayer perceptron.

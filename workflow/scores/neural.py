@@ -135,10 +135,20 @@ SETTLING = 8192
 """Most snapshots that settle the linear map, evenly chosen."""
 
 
-def with_parameters(model: WhitenedScore, parameters: Mapping[str, Tensor]) -> WhitenedScore:
-    """A copy of the model with other parameters, computing in full precision."""
+def with_parameters(
+    model: WhitenedScore, parameters: Mapping[str, Tensor], *, linear: Tensor | None = None
+) -> WhitenedScore:
+    """A copy of the model with other parameters, computing in full precision.
+
+    Args:
+        model: what is copied.
+        parameters: by name.
+        linear: weights of the map that `settled` solves for; those of the model by default.
+    """
     # The whitening never changes and may be large.
     other = copy.deepcopy(model, {id(model.whitening): model.whitening})
     other.compute = None
     other.load_state_dict(dict(parameters))
+    if linear is not None and other.network.linear is not None:
+        other.network.linear.weight.copy_(linear)
     return other.requires_grad_(False)

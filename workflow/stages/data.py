@@ -211,7 +211,9 @@ def _load_estimator(folder: str, name: str, device: str, _stamp: int) -> ScoreEs
     if name == "kgmm":
         return KGMM.from_state(content)
     model = WhitenedScore(whitening, run.experiment.score)
-    learned = NeuralScore(with_parameters(model, content["average"]).to(device))
+    learned = NeuralScore(
+        with_parameters(model, content["average"], linear=content.get("linear")).to(device)
+    )
     return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned
 
 

@@ -115,6 +115,8 @@ def save_best(run: Run, trainer: Trainer, best: Best) -> None:
     model = settled(with_parameters(trainer.model, best.parameters), seen)
     average = {name: value.cpu() for name, value in model.named_parameters()}
     content = {"step": best.step, "loss": best.loss, "average": average}
+    if model.network.linear is not None:
+        content["linear"] = model.network.linear.weight.cpu()
     save_tensors(run, "neural", "score/neural.pt", content)
 
 
