@@ -116,29 +116,40 @@ def test_strangers_are_refused_and_credentials_are_private(folder):
                 socket.create_connection((host, port), timeout=10)
 
 
+class Enough(Exception):
+    """Ends a test that has seen what it waited for."""
+
+
 def test_more_and_fewer_jobs_while_it_runs(folder):
-    """No block is lost, and who is let go ends its block first."""
+    """No block is lost or made twice, and who is let go ends its block first."""
     receipts, states = [], []
 
     def order():
-        wait_for(lambda: len(receipts) > 2)
-        for jobs in (3, 1):
-            control.scale(folder, Order(max_jobs=jobs))
-            wait_for(lambda: control.read_state(folder).running == jobs)  # noqa: B023
-            states.append(control.read_state(folder))
-        stop.set()
+        try:
+            wait_for(lambda: len(receipts) > 2)
+            for jobs in (3, 1):
+                control.scale(folder, Order(max_jobs=jobs))
+                wait_for(lambda: control.read_state(folder).running == jobs, 120)  # noqa: B023
+                states.append(control.read_state(folder))
+        finally:
+            seen.set()
 
-    stop = threading.Event()
+    def collect(receipt):
+        receipts.append(receipt)
+        if seen.is_set():
+            raise Enough
+
+    seen = threading.Event()
     with opened(folder, Jobs(max_jobs=1, memory=2**29, walltime=600.0)) as client:
         thread = threading.Thread(target=order)
         thread.start()
-        number = 0
-        while not stop.is_set():
-            run_chains(client, nap, naps(20, 0.2), on_receipt=receipts.append)
-            number += 20
+        with pytest.raises(Enough):
+            run_chains(client, nap, naps(5000, 0.2), on_receipt=collect)
         thread.join()
     assert [(s.max_jobs, s.running) for s in states] == [(3, 3), (1, 1)]
-    assert len(receipts) == number
+    # Handed out in order; the last few were under way.
+    made = sorted(int(r.block[1:]) for r in receipts)
+    assert len(set(made)) == len(made) and made[: len(made) - 10] == list(range(len(made) - 10))
     assert len({r.facts["job"] for r in receipts}) == 3
 
 
