@@ -53,8 +53,11 @@ def in_time(needed: float, function: Callable[..., Any], *arguments: Any) -> Any
     return function(*arguments)
 
 
-def leave() -> None:
-    """Let this worker decline what comes after its present task; for `Client.run`."""
+async def leave() -> None:
+    """Let this worker decline what comes after its present task; for `Client.run`.
+
+    A coroutine, as Dask waits for the answer of anything else.
+    """
     os.environ[START], os.environ[DEADLINE] = "0", "1"
 
 

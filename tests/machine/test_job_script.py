@@ -1,5 +1,6 @@
 """The text of worker jobs: the site's settings, ours above them, and nothing that escapes."""
 
+import asyncio
 import re
 import shlex
 import signal
@@ -163,7 +164,7 @@ def test_who_has_too_little_time_declines_except_as_a_first_task(monkeypatch):
     now = 1000.0  # who waited for long is not new
     assert in_time(101.0, max, 1, 2) == Declined("tls://me")
     assert in_time(99.0, max, 1, 2) == 2
-    leave()
+    asyncio.run(leave())
     assert in_time(0.0, max, 1, 2) == Declined("tls://me")
 
 
