@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import runpy
+import signal
 import sys
 import uuid
 from pathlib import Path
@@ -35,6 +36,9 @@ BEGAN = "began"
 
 ENDED = "ended"
 """Mark of a rank that came to an end of its own, with its exit code: `ended-0-...`."""
+
+START = 120.0
+"""Seconds within which MPI must have started."""
 
 ADVICE = (
     "launcher and MPI library do not belong together: with MPICH use `mpiexec` of the same "
@@ -69,6 +73,9 @@ def refuse_wrong_world(ranks: int) -> None:
     """
     if ranks == 1:
         return
+    # A peer that dies while MPI starts leaves the others spinning there with the interpreter
+    # lock: no thread can end them, only the kernel.
+    signal.setitimer(signal.ITIMER_REAL, START)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # a missing libmpi is a RuntimeError
@@ -77,6 +84,7 @@ def refuse_wrong_world(ranks: int) -> None:
             f"no working MPI: {line}; install the extra `gfdt-workflow[mpich]`, "
             "load the MPI module of the cluster, or train with score.train.ranks=1"
         )
+    signal.setitimer(signal.ITIMER_REAL, 0.0)
     size = MPI.COMM_WORLD.Get_size()
     if size != ranks:
         _refuse(f"MPI world has {size} ranks, {ranks} were asked for: {ADVICE}")

@@ -183,6 +183,17 @@ def test_one_rank_needs_no_mpi(tmp_path, monkeypatch):
     assert lines == ["1"]
 
 
+def test_a_rank_that_hangs_while_mpi_starts_is_ended_by_the_kernel(tmp_path):
+    """As one whose peer is gone: inside a C function that holds the interpreter lock."""
+    (tmp_path / "mpi4py").mkdir()
+    (tmp_path / "mpi4py" / "__init__.py").touch()
+    (tmp_path / "mpi4py" / "MPI.py").write_text("import ctypes\nctypes.PyDLL(None).sleep(600)\n")
+    code = "from hpc import rank; rank.START = 0.5; rank.refuse_wrong_world(2)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, timeout=60)
+    assert ended.returncode == -signal.SIGALRM
+
+
 def test_a_missing_mpiexec_is_told_with_advice(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
