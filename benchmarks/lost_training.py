@@ -37,6 +37,8 @@ EXPERIMENT = {
         "chunk": "64KiB",
     },
     "score": {
+        # A small sigma would multiply the rounding of scores by 1 / sigma.
+        "process": {"sigma_min": 0.1, "sigma_max": 0.1},
         "network": {"channels": 8},
         "train": {"save_every": 25, "ranks": 2, "global_batch": 16},
     },

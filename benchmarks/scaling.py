@@ -55,7 +55,11 @@ def driver_cost(folder, *, workers, chains, length):
     with (
         dask.config.set(quiet),
         distributed.LocalCluster(
-            workers, threads_per_worker=1, processes=False, dashboard_address=None, memory_limit=0
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address=None,
+            memory_limit=0,
         ) as cluster,
         distributed.Client(cluster) as client,
     ):

@@ -95,7 +95,6 @@ def test_receipts_are_packed_and_stay_what_they_were(packing):
     assert sorted(path.name for path in packing.folder.iterdir()) == ["m-24.json", "packed"]
     assert fresh.done() == {f"m-{number}" for number in range(25)}
     assert [fresh.load(f"m-{number}").facts["number"] for number in range(25)] == [*range(25)]
-    assert len(list(fresh.receipts())) == 25
     assert fresh.problems() == []
 
 
@@ -168,6 +167,7 @@ def test_a_recorder_killed_at_any_moment_loses_no_receipt(tmp_path):
         recorder.stdout.close()
         assert {f"m-{number}" for number in range(last + 1)} <= ledger.done()
         assert len(ledger.done()) <= last + 2
-        assert all(one.block == f"m-{one.facts['number']}" for one in ledger.receipts())
+        receipts = [ledger.load(block) for block in ledger.done()]
+        assert all(one.block == f"m-{one.facts['number']}" for one in receipts)
         assert ledger.problems() == []
         first = last + 1

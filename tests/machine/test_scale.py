@@ -29,7 +29,11 @@ def test_neither_tasks_nor_files_nor_memory_grow_with_the_run(
     with (
         dask.config.set({"distributed.admin.system-monitor.interval": "60s"}),
         distributed.LocalCluster(
-            workers, threads_per_worker=1, processes=False, dashboard_address=":0", memory_limit=0
+            n_workers=workers,
+            threads_per_worker=1,
+            processes=False,
+            dashboard_address=":0",
+            memory_limit=0,
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
