@@ -17,6 +17,9 @@ from hpc.rank import ADVICE
 PAIR = Layout(2)
 """The smallest test."""
 
+PATIENCE = 60.0
+"""Seconds that the smallest test may take, on a busy machine."""
+
 FILE = "launcher.json"
 """Beside the log: what was found fit, and in which Slurm job."""
 
@@ -54,14 +57,31 @@ def choose_launcher(wanted: str, layout: Layout, folder: Path) -> str:
 
 
 def probe_mpi(
-    launcher: str = "mpiexec", *, folder: Path | None = None, timeout: float = 30
+    launcher: str = "mpiexec", *, folder: Path | None = None, timeout: float = PATIENCE
 ) -> tuple[bool, str]:
-    """Whether two MPI ranks can be started here and add up numbers, and what they said.
+    """Whether two MPI ranks can be started here, and what they said; arguments as `try_mpi`."""
+    try:
+        return True, try_mpi(launcher, folder=folder, timeout=timeout)
+    except MachineError as error:
+        return False, str(error)
+
+
+def try_mpi(
+    launcher: str = "mpiexec", *, folder: Path | None = None, timeout: float = PATIENCE
+) -> str:
+    """Start two MPI ranks that add up numbers.
 
     Args:
         launcher: a name of `launchers.LAUNCHERS`.
         folder: where all nodes can write; by default a temporary one of this machine.
         timeout: seconds after which they are stopped.
+
+    Returns:
+        What they said.
+
+    Raises:
+        LaunchError: they do not start, or do not see each other.
+        MachineError: they were killed or stopped; another time they may do.
     """
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,6 +99,9 @@ def probe_mpi(
                 timeout=timeout,
             )
         except MachineError as error:
-            return False, str(error).replace(f"; see {log}", "")
+            message = str(error).replace(f"; see {log}", "")
+            raise type(error)(message, exit_code=error.exit_code) from error
         said = [line for line in lines if line.startswith("probe:")]
-        return bool(said), said[-1] if said else "the ranks ended without a word"
+        if not said:
+            raise LaunchError("the ranks ended without a word")
+        return said[-1]

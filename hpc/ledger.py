@@ -95,8 +95,8 @@ class Ledger:
 
     def having(self, fact: str) -> Iterator[Receipt]:
         """The intact receipts that state a fact, by name of block."""
-        loose = {unquote(name.removesuffix(SUFFIX)) for name in self._files()}
         mark = json.dumps(fact).encode()
+        loose = {unquote(n.removesuffix(SUFFIX)) for n in self._files() if self._holds(n, mark)}
         packed = {name for name, line in self._packed().lines.items() if mark in line}
         for block in sorted(loose | packed):
             with contextlib.suppress(CorruptBlock):
@@ -160,6 +160,11 @@ class Ledger:
         except FileNotFoundError:
             return []
         return [name for name in names if name.endswith(SUFFIX) and not name.startswith(".")]
+
+    def _holds(self, name: str, mark: bytes) -> bool:
+        with contextlib.suppress(FileNotFoundError):  # packed meanwhile, and read there
+            return mark in (self.folder / name).read_bytes()
+        return False
 
     def _packed(self) -> Pack:
         path = self.folder / PACKED

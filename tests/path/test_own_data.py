@@ -78,7 +78,7 @@ def gfdt(work):
     """The entry point in this process and, for its tasks, threads of it."""
 
     @contextlib.contextmanager
-    def here(_kind, *, workers, log_dir):
+    def here(_kind, **_settings):
         with (
             distributed.LocalCluster(
                 n_workers=1, threads_per_worker=1, processes=False, dashboard_address=":0"
@@ -90,7 +90,7 @@ def gfdt(work):
     def run(*arguments):
         patch = pytest.MonkeyPatch()
         with patch.context() as m:
-            m.setattr("workflow.stages.pipeline.open_client", here)
+            m.setattr("workflow.stages.pools.open_client", here)
             m.setattr(sys, "argv", ["gfdt", *map(str, arguments)])
             m.chdir(work)
             before = [(number, signal.getsignal(number)) for number in STOPPING]

@@ -15,7 +15,7 @@ from workflow.stages.jobs import plan_jobs
 SMALL = {
     "name": "small",
     "system": {"kind": "allen_cahn", "grid": 8},
-    "ensemble": {"members": 4, "group": 4, "spinup": 0.5, "length": 8.0, "save_every": 0.5},
+    "ensemble": {"members": 4, "group": 4, "spinup": 0.5, "length": 16.0, "save_every": 0.5},
     "response": {"estimators": ["neural", "gaussian"], "max_lag": 2.0},
     "cluster": {"train": {"walltime": "00:10:00", "queue": None}},
 }

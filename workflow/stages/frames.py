@@ -1,7 +1,8 @@
 """Frames: fingerprints of what no block holds, metadata and coordinates of stores, the experiment.
 
-They change only with the experiment, which therefore forgets them first; a store that is discarded
-is forgotten with it. So whatever differs from its record is damaged.
+Each changes only in the stage that writes its store, and only after the experiment has changed,
+which forgets them all; a store that is discarded is forgotten with it. So whatever differs from
+its record is damaged.
 """
 
 from __future__ import annotations
@@ -26,13 +27,22 @@ WHOLE = {"response.zarr": ("respond", "response"), "matrix.zarr": ("matrix", "ma
 """Stores that are one block of a ledger, and made again as a whole."""
 
 
+STORES = {
+    "simulate": ("ensemble.zarr",),
+    "evaluate": ("scores.zarr",),
+    "respond": ("correlations.zarr", "perturbed.zarr", "response.zarr"),
+    "matrix": ("matrix_sums.zarr", "matrix.zarr"),
+}
+"""Stores by the stage that writes them; no other stage changes their frames."""
+
+
 def lay_down(run: Run, *, command: str) -> None:
     """Write the resolved experiment and its provenance into the run folder."""
     run.folder.mkdir(parents=True, exist_ok=True)
     text = yaml.safe_dump(run.experiment.model_dump(mode="json"), sort_keys=False)
     path, ledger = run.folder / "experiment.yaml", run.ledger(STAGE)
     if not path.is_file() or path.read_text() != text:
-        ledger.drop(*ledger.done())
+        ledger.drop(*ledger.done())  # stages may now make their stores longer
         atomic_write_bytes(path, text.encode())
     if EXPERIMENT not in ledger.done():
         ledger.record(Receipt(EXPERIMENT, {path.name: file_crc(path)}, {"text": text}))
@@ -43,16 +53,17 @@ def lay_down(run: Run, *, command: str) -> None:
     )
 
 
-def seal(run: Run) -> None:
-    """Record the frames of the finished stores, of those that have no record."""
+def seal(run: Run, stage: str) -> None:
+    """Record the frames of the stores that a stage has finished, of those that have no record."""
     ledger = run.ledger(STAGE)
     done = ledger.done()
-    for store in sorted(run.folder.glob("*.zarr")):
-        if store.name in done or not (store / "zarr.json").is_file():
+    for name in STORES.get(stage, ()):
+        store = run.folder / name
+        # A store that is not consolidated is still to be changed.
+        if name in done or not (store / "zarr.json").is_file() or not is_consolidated(store):
             continue
-        if is_consolidated(store):  # else a later stage still changes it
-            files = {str(one.relative_to(run.folder)): file_crc(one) for one in frame_of(store)}
-            ledger.record(Receipt(store.name, files))
+        files = {str(one.relative_to(run.folder)): file_crc(one) for one in frame_of(store)}
+        ledger.record(Receipt(name, files))
 
 
 def forget_absent(run: Run) -> None:

@@ -115,7 +115,7 @@ def make_matrix(run: Run, asked: Asked, notify: Notify, *, memory: int = MATRIX_
 
             complete_sums(run, asked, client, notify)
         _reduce(run, asked, notify)
-        seal(run)
+        seal(run, STAGE)
         write_catalog_of(run)
 
 

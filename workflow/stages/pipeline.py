@@ -65,7 +65,7 @@ def run_stages(
                 started = time.perf_counter()
                 with telling_damage(run.folder):
                     ACTIONS[stage](run, pools, notify)
-                seal(run)
+                seal(run, stage)
                 _record_wall_time(run, stage, time.perf_counter() - started)
         write_catalog_of(run)
 

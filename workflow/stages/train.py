@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 
 from hpc import slurm
-from hpc.choice import choose_launcher, probe_mpi
-from hpc.errors import LaunchError, Paused
+from hpc.choice import choose_launcher, try_mpi
+from hpc.errors import LaunchError, MachineError, Paused
 from hpc.launch import launch_ranks
 from hpc.launchers import Layout, allocated_tasks
 from hpc.lock import run_lock
@@ -47,6 +47,7 @@ def check_launch(run: Run) -> None:
 
     Raises:
         LaunchError: tells why and what to do.
+        MachineError: its test was killed or stopped; the same command tries again.
     """
     ranks = run.experiment.score.train.ranks
     if "neural" not in run.trained or (run.is_current("train") and run.is_trained):
@@ -60,9 +61,11 @@ def check_launch(run: Run) -> None:
     elif ranks > 1:
         machine, logs = run.experiment.cluster.train, run.folder / "logs"
         launcher = choose_launcher(machine.launcher, Layout(ranks), logs)
-        works, said = probe_mpi(launcher, folder=logs)
-        if not works:
-            raise LaunchError(f"training could not be started: {said}")
+        try:
+            try_mpi(launcher, folder=logs)
+        except MachineError as error:
+            message = f"training could not be started: {error}"
+            raise type(error)(message, exit_code=error.exit_code) from error
 
 
 def _elsewhere(run: Run) -> bool:
