@@ -156,6 +156,8 @@ def test_ranks_die_with_their_driver(start, tmp_path, how):
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
+        # A suite in the background of a script is started with Ctrl-C ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert driver.stdout is not None
     pids = [int(driver.stdout.readline().split()[1]) for _ in range(2)]
