@@ -8,10 +8,9 @@ drawing on the device is timed by itself.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 
 import torch
+from gpu_training import rate
 
 from workflow.dynamics import build_system
 
@@ -64,7 +63,7 @@ def row(kind, grid, members, device, copied, seconds) -> str:
     def eager() -> None:
         system.step(state, noise)
 
-    plain = duration(eager, device, seconds)
+    plain = rate(eager, device, seconds)
     best = plain
     graphed = ""
     if device.type == "cuda":
@@ -73,9 +72,9 @@ def row(kind, grid, members, device, copied, seconds) -> str:
             after = system.step(state, noise)
             for key, value in after.items():
                 state[key].copy_(value)
-        best = min(plain, replayed := duration(graph.replay, device, seconds))
+        best = min(plain, replayed := rate(graph.replay, device, seconds))
         graphed = f"{members / replayed:.3g}"
-    drawing = duration(lambda: normals(system.noise_shape), device, seconds / 4)
+    drawing = rate(lambda: normals(system.noise_shape), device, seconds / 4)
     moved = noise.nbytes + 2 * sum(value.nbytes for value in state.values())
     return (
         f"| {kind} | {grid} | {members} | {members / plain:.3g} | {graphed} "
@@ -83,29 +82,11 @@ def row(kind, grid, members, device, copied, seconds) -> str:
     )
 
 
-def duration(function, device, seconds) -> float:
-    """Seconds of one call, median of five blocks of calls."""
-
-    def block(count):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        began = time.perf_counter()
-        for _ in range(count):
-            function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return (time.perf_counter() - began) / count
-
-    block(2)
-    count = max(1, int(seconds / 5 / max(block(2), 1e-6)))
-    return statistics.median(block(count) for _ in range(5))
-
-
 def bandwidth(device, size) -> float:
     """Bytes a second that a copy reads and writes."""
     a = torch.zeros(size, device=device)
     b = torch.empty_like(a)
-    return 2 * a.nbytes / duration(lambda: b.copy_(a), device, 0.2)
+    return 2 * a.nbytes / rate(lambda: b.copy_(a), device, 0.2)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from hpc.credentials import temporary_credentials
 from hpc.deadline import DEADLINE, START
 from hpc.errors import LaunchError, MachineError
 from hpc.job_script import DEATH_TIMEOUT, Jobs, Lifetime, worker_environment
+from hpc.pool import Lent
 from hpc.scheduler import open_scheduler
 
 RESTARTS = 100
@@ -28,27 +29,20 @@ LOOP = (
 """What every task of `srun` runs; one that ends by itself found no scheduler."""
 
 
-class Allocation:
+class Allocation(Lent):
     """The workers of one `srun`, which end with the allocation."""
-
-    note = ""
 
     def __init__(
         self, client: distributed.Client, step: subprocess.Popen[bytes], log: Path
     ) -> None:
-        self._client, self._step, self._log = client, step, log
+        super().__init__(client)
+        self._step, self._log = step, log
         self._gone: set[str] = set()
-
-    def want(self, tasks: int) -> None:
-        """Nothing to do: the allocation is what it is."""
-
-    def done(self) -> None:
-        """Nothing to do."""
 
     def declined(self, address: str) -> None:
         """Let the worker go; there will be no other."""
         self._gone.add(address)
-        self._client.retire_workers([address], close_workers=True)
+        super().declined(address)
 
     def waiting(self) -> bool:
         """Whether the workers' processes are there.
