@@ -20,6 +20,7 @@ import psutil
 from hpc.errors import CONFIGURATION, TRY_AGAIN, LaunchError, MachineError
 from hpc.files import PARTIAL
 from hpc.launchers import Layout, command
+from hpc.logs import OWN
 from hpc.notice import Notice
 from hpc.rank import ADVICE, BEGAN, ENDED, MARKS_VARIABLE, ONE_THREAD, RANKS_VARIABLE
 
@@ -31,9 +32,6 @@ START = 120.0
 
 MARKS_PATIENCE = 3.0
 """Seconds in which a network file system shows the marks that ranks on other nodes left."""
-
-OWN = "gfdt: "
-"""How a line begins in which a rank of ours tells why it leaves."""
 
 BANNER = (
     "=",

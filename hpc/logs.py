@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Sequence
 
 
 class LogFile(logging.FileHandler):
@@ -38,3 +39,18 @@ class LogFile(logging.FileHandler):
         """Close the file; what the disk refuses is lost."""
         with contextlib.suppress(OSError):
             super().close()
+
+
+OWN = "gfdt: "
+"""How a line begins in which a command or a rank of ours tells why it leaves."""
+
+
+def last_words(lines: Sequence[str]) -> str | None:
+    """The last line in which a command of ours told its error, else the last that says anything.
+
+    What our own command says tells more than the farewell of whoever started it.
+    """
+    said = [line for line in lines if line.strip()]
+    own = [line for line in said if line.startswith(OWN)]
+    last = own or said
+    return last[-1].removeprefix(OWN) if last else None

@@ -6,8 +6,10 @@ And a private Slurm for the tests that need one.
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -61,3 +63,26 @@ def slurm_cluster():
         os.environ["SLURM_CONF"] = before
     if not lent:
         subprocess.run([DEV / "down"], env=os.environ | own, check=True, timeout=120)
+
+
+@pytest.fixture
+def in_process(monkeypatch, capfd):
+    """The entry point in this process, with what it says and its exit code."""
+    from workflow.cli import STOPPING, main
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["gfdt", *map(str, arguments)])
+        before = [(number, signal.getsignal(number)) for number in STOPPING]
+        capfd.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as leaving:
+            code = leaving.code or 0
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+
+    return run

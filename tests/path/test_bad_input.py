@@ -20,7 +20,7 @@ from hpc.catalog import read_catalog
 from hpc.errors import StoreError
 from hpc.launchers import find_mpiexec
 from hpc.lock import run_lock
-from workflow.cli import STOPPING, main
+from workflow.cli import STOPPING
 from workflow.interfaces import UserError
 from workflow.opening import open_run
 from workflow.runs import load_run
@@ -102,24 +102,12 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def command(folder, monkeypatch, capfd):
-    """The entry point in this process, with what it says and its exit code."""
+def command(folder, monkeypatch, in_process):
+    """A command in the folder of the experiment, wherever a test went meanwhile."""
 
     def run(*arguments):
         monkeypatch.chdir(folder)
-        monkeypatch.setattr(sys, "argv", ["gfdt", *map(str, arguments)])
-        before = [(number, signal.getsignal(number)) for number in STOPPING]
-        capfd.readouterr()
-        try:
-            main()
-            code = 0
-        except SystemExit as leaving:
-            code = leaving.code or 0
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
-        said = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
+        return in_process(*arguments)
 
     return run
 

@@ -18,7 +18,6 @@ from hpc import jobs, slurm
 from hpc.errors import CONFIGURATION, TRY_AGAIN, LaunchError, MachineError
 from hpc.lease import holder_of
 from hpc.lock import run_lock
-from workflow.cli import STOPPING, main
 from workflow.opening import open_run
 from workflow.runs import load_run
 from workflow.stages import submit as submitting
@@ -75,25 +74,9 @@ def work(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def gfdt(work, monkeypatch, capfd):
-    """The entry point in this process, with what it says and its exit code."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gfdt", *arguments])
-        before = [(number, signal.getsignal(number)) for number in STOPPING]
-        capfd.readouterr()
-        code = 0
-        try:
-            main()
-        except SystemExit as leaving:
-            code = leaving.code or 0
-        finally:
-            for number, handler in before:
-                signal.signal(number, handler)
-        said = capfd.readouterr()
-        return subprocess.CompletedProcess(arguments, code, said.out, said.err)
-
-    return run
+def gfdt(work, in_process):
+    """A command in the folder of the experiment."""
+    return in_process
 
 
 @pytest.fixture(scope="module")

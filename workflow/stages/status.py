@@ -19,6 +19,7 @@ from hpc.batch import ENDED
 from hpc.errors import CorruptBlock, MachineError
 from hpc.lease import holder_of, is_alive
 from hpc.ledger import PACKED, SUFFIX, Ledger
+from hpc.logs import last_words
 from workflow.quarantine import quarantined
 from workflow.runs import Run, wall_times
 from workflow.stages.pipeline import LEDGERS, expected_blocks
@@ -118,16 +119,8 @@ def _jobs(run: Run) -> tuple[list[dict[str, Any]], str | None]:
         ended.pop(role, None)
     for told in ended.values():
         log = next(run.folder.glob(f"logs/*-{told['id']}.log"), None)
-        told |= {"log": str(log) if log else None, "said": _last_words(log) if log else None}
+        told |= {"log": str(log) if log else None, "said": last_words(tail(log)) if log else None}
     return [*live, *ended.values()], trouble
-
-
-def _last_words(log: Path) -> str | None:
-    """What a command told as its error, else the last line of its log."""
-    lines = [line for line in tail(log) if line.strip()]
-    own = [line.removeprefix("gfdt: ") for line in lines if line.startswith("gfdt: ")]
-    said = own or lines
-    return said[-1] if said else None
 
 
 def tail(path: Path, size: int = 65536) -> list[str]:

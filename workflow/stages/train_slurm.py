@@ -11,6 +11,7 @@ from hpc import jobs, slurm
 from hpc.batch import Ended, active, follow
 from hpc.errors import CONFIGURATION, LaunchError, MachineError
 from hpc.files import atomic_write_bytes
+from hpc.logs import last_words
 from workflow.runs import Notify, Run
 from workflow.stages.planned_job import followed_train_job
 
@@ -74,12 +75,9 @@ def _wait_until_gone(name: str) -> None:
 def _failure(run: Run, job_id: str, ended: Ended) -> MachineError:
     log = run.folder / "logs" / f"train-{job_id}.log"
     try:
-        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        last = last_words(log.read_text(errors="replace").splitlines()) or "none"
     except OSError:
-        lines = []
-    # What our own command says tells more than Slurm's farewell.
-    own = [line for line in lines if line.startswith("gfdt: ")]
-    last = (own or lines or ["none"])[-1].removeprefix("gfdt: ")
+        last = "none"
     code = "" if ended.code is None else f", exit code {ended.code}"
     message = (
         f"training job {job_id} ended {ended.state}{code} at step {run.trained_steps} of "
