@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 
 from hpc.chains import Task, run_chains
-from hpc.launch import find_mpiexec
+from hpc.launchers import find_mpiexec
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import LOOSE, Ledger, Receipt
 from hpc.stores import read_block, write_block

@@ -22,9 +22,10 @@ import torch
 from hpc.backends import open_client
 from hpc.launch import launch_ranks
 from workflow.opening import open_run
-from workflow.runs import lay_down, load_run
+from workflow.runs import load_run
 from workflow.stages.data import load_estimator, read_ensemble
 from workflow.stages.evaluate import evaluate_block, lay_out
+from workflow.stages.frames import lay_down
 from workflow.stages.pipeline import run_stages
 
 STORE = """
