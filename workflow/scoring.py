@@ -101,13 +101,7 @@ def stein_of(
     """
     raw, config = _described(data, dims, homogeneous)
     given = score if isinstance(score, xr.Dataset) else None
-    own: dict[str, Any] = {
-        "score": score,
-        "dims": dims,
-        "homogeneous": homogeneous,
-        "system": system,
-        "seed": seed,
-    }
+    own: dict[str, Any] = {"dims": dims, "homogeneous": homogeneous, "system": system, "seed": seed}
     scored = given if given is not None else scores_of(raw, score=score, **own)
     renamed = scored.rename({f"score_{n}": n for n in _names(config) if f"score_{n}" in scored})
     x, s = (_joined(arrange(one, config), config) for one in (raw, renamed))
