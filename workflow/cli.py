@@ -103,7 +103,6 @@ STAGES = {
     "train": "The score, on MPI ranks.",
     "evaluate": "Every score estimator on the ensemble.",
     "respond": "Responses with error bars; with --data, all stages of your own data.",
-    "report": "Pictures, index.html and summary.json.",
 }
 """Help of the commands that make something; `run` makes all, the others one stage each."""
 
@@ -166,9 +165,46 @@ def _data_command(name: str) -> Callable[..., None]:
     return command
 
 
+def report(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="one: its report; several: a page that compares"),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder of a comparison; default in --runs")
+    ] = None,
+    settings: Settings = None,
+    runs: Runs = HERE,
+    catalogs: Catalogs = None,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Pictures, index.html and summary.json of a run; or several runs on one page.
+
+    Example: gfdt report quickstart
+
+    Example: gfdt report allen_cahn allen_cahn_paper --out comparison
+    """
+    from workflow.opening import open_run
+    from workflow.runs import load_run
+    from workflow.stages.compare import compare
+
+    if len(names) == 1 and out is None:
+        run, shelf = open_run(names[0], runs, settings or []), shelf_of(runs, catalogs)
+        return _go(run, ("report",), as_json, verbose, quiet, shelf)
+    if len(names) == 1 or settings:
+        raise UserError("--out is of a comparison and --set of a single run; give 2 runs, no --set")
+    found = [load_run(name, runs) for name in names]
+    folder = out or runs / f"comparison-{'-'.join(run.experiment.name for run in found)}"
+    page = compare(found, folder)
+    tell({"comparison": str(page.resolve())}, [f"comparison: {page.resolve()}"], as_json, quiet)
+
+
 for _name, _help in STAGES.items():
     _make = _data_command if _name in ("run", "respond") else _stage_command
     app.command(_name, help=_help)(_make(_name))
+app.command("report")(report)
 app.command("forecast")(forecast)
 app.command("matrix")(matrix)
 app.command("plan")(plan)
