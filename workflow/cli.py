@@ -31,6 +31,7 @@ from workflow.options import (
     Json,
     MaxLag,
     Name,
+    Names,
     Quiet,
     RunName,
     Runs,
@@ -49,10 +50,13 @@ if TYPE_CHECKING:
     from workflow.runs import Run
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Responses of stochastic systems to small forcings, learned from unperturbed data.",
+    help="""Responses of stochastic systems to small forcings, learned from unperturbed data.
+
+    Example: gfdt run quickstart
+
+    Completion of names in this shell: gfdt --install-completion""",
 )
 
 
@@ -98,11 +102,23 @@ def _publish(folder: Path, shelf: Path) -> list[str]:
 
 
 STAGES = {
-    "run": "All stages of an experiment; finished work is skipped, so the same command resumes.",
-    "simulate": "The ensemble, and the paired perturbed runs.",
-    "train": "The score, on MPI ranks.",
-    "evaluate": "Every score estimator on the ensemble.",
-    "respond": "Responses with error bars; with --data, all stages of your own data.",
+    "run": """All stages of an experiment; finished work is skipped, so the same command resumes.
+
+    Example: gfdt run quickstart
+
+    Example: gfdt run my_experiment.yaml --set ensemble.members=64""",
+    "simulate": """The ensemble, and nothing else.
+
+    Example: gfdt simulate allen_cahn""",
+    "train": """The score, on MPI ranks.
+
+    Example: gfdt train allen_cahn --set score.train.ranks=4""",
+    "evaluate": """Every score estimator on the ensemble.
+
+    Example: gfdt evaluate allen_cahn""",
+    "respond": """Responses with error bars; with --data, all stages of your own data.
+
+    Example: gfdt respond --data store.zarr --variable T --dims time=t,member=run""",
 }
 """Help of the commands that make something; `run` makes all, the others one stage each."""
 
@@ -166,10 +182,7 @@ def _data_command(name: str) -> Callable[..., None]:
 
 
 def report(
-    names: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN...", help="one: its report; several: a page that compares"),
-    ],
+    names: Names,
     out: Annotated[
         Path | None, typer.Option("--out", help="folder of a comparison; default in --runs")
     ] = None,

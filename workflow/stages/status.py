@@ -16,6 +16,7 @@ from typing import Any
 
 from hpc import jobs, slurm
 from hpc.batch import ENDED
+from hpc.dashboard import address_of
 from hpc.errors import CorruptBlock, MachineError
 from hpc.lease import holder_of, is_alive
 from hpc.ledger import PACKED, SUFFIX, Ledger
@@ -38,8 +39,9 @@ def status(run: Run) -> dict[str, Any]:
         `stages`: blocks done and expected (for `train` steps, those of the last checkpoint);
         `groups`: blocks of the ensemble done by each group of members, `group_blocks` of them
         expected; `quarantined`: members left out because they became non-finite; `driver`: who
-        works or last worked in the folder; `jobs`: those in the queue, and of each role the last
-        one that ended; `slurm`: why the queue is not known; `training`: the last steps and losses;
+        works or last worked in the folder; `dashboard`: address of its Dask pages; `jobs`: those in
+        the queue, and of each role the last one that ended; `slurm`: why the queue is not known;
+        `training`: the last steps and losses;
         `rate`: blocks (steps) per second and seconds left of the stage that is running;
         `core_hours` of finished blocks; `stein`: raw Stein errors of a finished run.
     """
@@ -56,6 +58,7 @@ def status(run: Run) -> dict[str, Any]:
     page = run.folder / "report" / "index.html"
     report = str(page) if page.is_file() else None
     queue, trouble = _jobs(run)
+    driver = _driver(run)
     return {
         "name": run.experiment.name,
         "folder": str(run.folder),
@@ -64,7 +67,8 @@ def status(run: Run) -> dict[str, Any]:
         "groups": _groups(run, found["simulate"]),
         "group_blocks": stages["simulate"]["blocks"] // len(run.groups),
         "quarantined": sorted({*run.quarantined, *quarantined(run.ledger("direct"))}),
-        "driver": _driver(run),
+        "driver": driver,
+        "dashboard": address_of(run.folder, driver),
         "jobs": queue,
         "slurm": trouble,
         "training": training,
