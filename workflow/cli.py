@@ -24,6 +24,7 @@ from workflow.options import (
     Dims,
     DryRun,
     Estimator,
+    Force,
     Homogeneous,
     Json,
     MaxLag,
@@ -58,13 +59,17 @@ def _go(
     as_json: bool,
     verbose: int,
     quiet: bool,
+    force: bool,
 ) -> None:
     from workflow.stages.pipeline import STAGES as ALL
     from workflow.stages.pipeline import run_stages
+    from workflow.stages.plan import refuse_many_files
     from workflow.stages.status import status as status_of
 
     if quiet or as_json:
         logging.getLogger("workflow").setLevel(logging.ERROR)
+    if not force:
+        refuse_many_files(run)
     with Progress(quiet=quiet or as_json, verbose=verbose) as progress:
         try:
             run_stages(run, stages or ALL, command=" ".join(sys.argv), notify=progress)
@@ -93,6 +98,7 @@ STAGES = {
 def _stage_command(name: str) -> Callable[..., None]:
     def command(
         experiment: Source,
+        force: Force = False,
         settings: Settings = None,
         runs: Runs = HERE,
         as_json: Json = False,
@@ -101,7 +107,8 @@ def _stage_command(name: str) -> Callable[..., None]:
     ) -> None:
         from workflow.opening import open_run
 
-        _go(open_run(experiment, runs, settings or []), (name,), as_json, verbose, quiet)
+        run = open_run(experiment, runs, settings or [])
+        _go(run, (name,), as_json, verbose, quiet, force)
 
     return command
 
@@ -120,6 +127,7 @@ def _data_command(name: str) -> Callable[..., None]:
         estimator: Estimator = None,
         run_name: RunName = None,
         dry_run: DryRun = False,
+        force: Force = False,
         settings: Settings = None,
         runs: Runs = HERE,
         as_json: Json = False,
@@ -135,12 +143,12 @@ def _data_command(name: str) -> Callable[..., None]:
             run = open_run(str(experiment), runs, settings or [])
             if dry_run:
                 return tell_plan(run, as_json, quiet, source=str(experiment))
-            return _go(run, stages, as_json, verbose, quiet)
+            return _go(run, stages, as_json, verbose, quiet, force)
         run, told = open_own_data(own, runs, settings or [])
         if dry_run:
             return tell_plan(run, as_json, quiet)
         tell(None, [] if as_json else told, False, quiet)
-        _go(run, None, as_json, verbose, quiet)
+        _go(run, None, as_json, verbose, quiet, force)
 
     return command
 
