@@ -53,6 +53,8 @@ def log_line(found: Found) -> str:
         words.append(f"eta_s={rate['seconds_left']}")
     states = Counter(job["state"] for job in found["jobs"] if "left" in job)
     words += [f"jobs_{state.lower()}={count}" for state, count in sorted(states.items())]
+    if found["pool"] is not None:
+        words.append(f"jobs_max={found['pool']['max_jobs']}")
     if not _alive(found):
         words.append("driver=none")
     return " ".join(words)
@@ -139,7 +141,8 @@ def _facts(found: Found) -> list[tuple[str, str]]:
     facts += _who(found)
     facts.append(("report", found["report"] or "not yet"))
     if not found["finished"] and not _alive(found):
-        again = "gfdt submit" if found["jobs"] else "gfdt run"
+        submitted = any(job["role"] not in ("worker", "train") for job in found["jobs"])
+        again = "gfdt submit" if submitted else "gfdt run"
         facts.append(("next", f"nobody works on it; continue with: {again} {found['name']}"))
     return facts
 
@@ -157,11 +160,23 @@ def _who(found: Found) -> list[tuple[str, str]]:
             workers[job["state"]] += 1
         else:
             facts.append((f"job {job['id']}", _job(job)))
-    if workers:
+    if found["pool"] is not None:
+        facts.append(("workers", _pool(found["pool"])))
+    elif workers:
         facts.append(("workers", ", ".join(f"{n} {state}" for state, n in workers.items())))
     if found["slurm"]:
         facts.append(("slurm", f"not known: {found['slurm']}"))
     return facts
+
+
+def _pool(pool: Mapping[str, Any]) -> str:
+    """Worker jobs as their driver counts them."""
+    low, high = pool["min_jobs"], pool["max_jobs"]
+    words = [f"{pool['running']} at work", f"{pool['queued']} on their way"]
+    if pool["leaving"]:
+        words.append(f"{pool['leaving']} ending after their present block")
+    told = f"{', '.join(words)}; {low} to {high} allowed" if high else "paused by gfdt scale"
+    return f"{told}; {pool['note']}" if pool["note"] else told
 
 
 def _job(job: Mapping[str, Any]) -> str:
