@@ -46,16 +46,16 @@ def table(rows):
         "",
         "Made by `python benchmarks/reliability.py` on a private Slurm of 3 nodes on one machine",
         f"({platform.machine()}, {os.cpu_count()} cores). *Survived*: the run ended, and its store",
-        "is bit for bit that of an undisturbed run.",
+        "is bit for bit that of an undisturbed run. *Load*: processes that wanted the cores as it",
+        "ended; other work ran beside it.",
         "",
-        "| fault | tried | survived | figure | wall |",
-        "|---|---|---|---|---|",
+        "| fault | tried | survived | figure | wall | load |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, row in sorted(rows.items()):
-        figure = f"{row['figure']} {row['unit']}"
-        lines.append(
-            f"| {name} | {row['tried']} | {row['survived']} | {figure} | {row['seconds']} s |"
-        )
+    for name, row in sorted(rows.items(), key=lambda one: int(one[0].split()[0][1:])):
+        cells = [name, row["tried"], row["survived"], f"{row['figure']} {row['unit']}"]
+        cells += [f"{row['seconds']} s", row["load"]]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -76,6 +76,7 @@ def main():
             started = time.monotonic()
             rows[name] = fault(work, args.seed)
             rows[name]["seconds"] = round(time.monotonic() - started)
+            rows[name]["load"] = round(os.getloadavg()[0])
             print(name, json.dumps(rows[name]), flush=True)
             RESULTS.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n")
             RESULTS.with_suffix(".md").write_text(table(rows))
