@@ -5,6 +5,7 @@ the folder `work` while things are killed, and compares its store with that of a
 this machine, bit by bit.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -139,7 +140,8 @@ def workers(folder):
     for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or ())
         if "dask_worker" in line and str(folder.resolve()) in line:
-            found += [p for p in process.children() if "spawn_main" in " ".join(p.cmdline())]
+            with contextlib.suppress(psutil.Error):  # on their way out
+                found += [p for p in process.children() if "spawn_main" in " ".join(p.cmdline())]
     return found
 
 

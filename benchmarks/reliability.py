@@ -59,6 +59,14 @@ def table(rows):
     return "\n".join(lines) + "\n"
 
 
+def publish(name, row):
+    """Put a row among those there are."""
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rows[name] = row
+    RESULTS.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n")
+    RESULTS.with_suffix(".md").write_text(table(rows))
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path)
@@ -67,19 +75,19 @@ def main():
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp(prefix="gfdt-faults-"))
     work.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(RESULTS.read_text()) if args.only and RESULTS.exists() else {}
+    if not args.only:
+        RESULTS.unlink(missing_ok=True)
     ours = use_private_slurm()
     try:
         for name, fault in faults().items():
             if args.only and name.split()[0] not in args.only:
                 continue
             started = time.monotonic()
-            rows[name] = fault(work, args.seed)
-            rows[name]["seconds"] = round(time.monotonic() - started)
-            rows[name]["load"] = round(os.getloadavg()[0])
-            print(name, json.dumps(rows[name]), flush=True)
-            RESULTS.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n")
-            RESULTS.with_suffix(".md").write_text(table(rows))
+            row = fault(work, args.seed)
+            row["seconds"] = round(time.monotonic() - started)
+            row["load"] = round(os.getloadavg()[0])
+            print(name, json.dumps(row), flush=True)
+            publish(name, row)
     finally:
         if ours:
             subprocess.run([HERE.parent / "slurm/dev/down"], check=True)
