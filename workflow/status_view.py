@@ -12,6 +12,9 @@ from rich.table import Table
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
+WORDS = 12
+"""Letters of the first column, `groups 10-11`."""
+
 ROWS = 16
 """Most rows of groups of members; more share rows."""
 
@@ -62,17 +65,25 @@ def log_line(found: Found) -> str:
 
 def picture(found: Found) -> Group:
     """A status for a terminal: bars by stage and by group of members, then the facts."""
-    bars = Table.grid(padding=(0, 1))
+    bars = _grid()
     for stage, one in _stages(found):
         bar = ProgressBar(total=max(1, one["blocks"]), completed=one["done"], width=40)
         bars.add_row(stage, bar, f"{one['done']} of {one['blocks']}")
     parts: list[Any] = [f"[bold]{found['name']}[/bold] in {found['folder']}", bars]
     if found["groups"] and "simulate" in _open(found):
         parts.append(_members(found))
-    facts = Table.grid(padding=(0, 1))
+    facts = _grid()
     for word, text in _facts(found):
         facts.add_row(word, _plain(text))
     return Group(*parts, facts)
+
+
+def _grid() -> Table:
+    """Rows whose words are as wide as those of all others."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(min_width=WORDS)
+    grid.add_column()
+    return grid
 
 
 def _plain(text: str) -> str:
@@ -81,7 +92,7 @@ def _plain(text: str) -> str:
 
 def _members(found: Found) -> Table:
     """Time-blocks done of every group of members; neighbours share a row where there are many."""
-    done, rows = found["groups"], Table.grid(padding=(0, 1))
+    done, rows = found["groups"], _grid()
     share = -(-len(done) // ROWS)
     for first in range(0, len(done), share):
         part = done[first : first + share]
