@@ -122,7 +122,7 @@ class Run:
         """Time steps before the first saved interval."""
         return round(self.experiment.ensemble.spinup / self.system.dt)
 
-    @property
+    @cached_property
     def groups(self) -> list[range]:
         """Members stepped together, in fixed groups."""
         members, size = self.experiment.ensemble.members, self.experiment.ensemble.group
@@ -248,7 +248,7 @@ class Run:
             return math.ceil(target / chunk) * chunk
         return target
 
-    @property
+    @cached_property
     def sum_blocks(self) -> list[range]:
         """Saved times of every block of sums."""
         size = self.sum_times
@@ -274,7 +274,8 @@ class Run:
         """
         e = self.experiment.model_dump(mode="json")
         whole = {name: e["ensemble"].pop(name) for name in ("members", "length")}
-        del e["score"]["train"]["ranks"]  # changes the last bits at most
+        for name in ("ranks", "micro_batch"):  # they change the last bits at most
+            del e["score"]["train"][name]
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
         content += [lost] if (lost := sorted(self.quarantined)) else []
         response = e["response"]
