@@ -15,6 +15,7 @@ from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
 from workflow.cli_catalog import archive, catalog
 from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
+from workflow.cli_init import init
 from workflow.cli_matrix import matrix
 from workflow.cli_plan import plan, tell_plan
 from workflow.cli_scale import scale
@@ -232,6 +233,7 @@ app.command("submit")(submit)
 app.command("status")(status)
 app.command("cancel")(cancel)
 app.command("scale")(scale)
+app.command("init")(init)
 app.add_typer(catalog, name="catalog")
 app.command("archive")(archive)
 

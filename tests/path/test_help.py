@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 
+import numpy as np
 import pytest
 import typer
+import xarray as xr
 
 from hpc.dashboard import FILE, address_of, dashboard
 from hpc.files import atomic_write_json
@@ -45,7 +47,7 @@ def test_there_is_nothing_but_these_commands():
     single = {" ".join(words) for words in commands()}
     assert single >= {
         *("run simulate train evaluate respond report plan submit status scale cancel").split(),
-        *("forecast matrix verify repair doctor archive").split(),
+        *("forecast matrix verify repair doctor archive init").split(),
         *(f"catalog {word}" for word in ("ls", "show", "add", "rm", "esm")),
     }
 
@@ -107,3 +109,28 @@ def test_a_status_shows_the_dashboard(small_run):
     shown = "\n".join(lines(found | {"dashboard": pages}))
     assert "http://127.0.0.1:1/status; from elsewhere first: ssh -N" in shown
     assert "dashboard" not in "\n".join(lines(found))
+
+
+def test_what_init_writes_can_be_run(tmp_path, monkeypatch, in_process):
+    """Each template is an experiment or a site that plan, or submit, takes as it stands."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    x = np.random.default_rng(0).standard_normal((8, 200))
+    xr.Dataset({"T": (("member", "time"), x)}).to_zarr("mine.zarr")
+    for name, kind in (("wells", "system"), ("kicks", "experiment"), ("mine", "data")):
+        written = in_process("init", name, "--kind", kind)
+        assert written.returncode == 0 and f"then: gfdt run {name}.yaml" in written.stdout
+        planned = in_process("plan", f"{name}.yaml")
+        assert planned.returncode == 0, planned.stderr
+    assert in_process("init", "here", "--kind", "site").returncode == 0
+    scripts = in_process("submit", "kicks.yaml", "--site", "here.yaml", "--dry-run")
+    assert scripts.returncode == 0 and "#SBATCH --partition=batch" in scripts.stdout
+
+
+def test_init_writes_over_nothing(tmp_path, monkeypatch, in_process):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.py").write_text("work")
+    told = in_process("init", "a", "--kind", "system")
+    assert told.returncode == 78 and "a.py exists" in told.stderr
+    assert not (tmp_path / "a.yaml").exists() and (tmp_path / "a.py").read_text() == "work"
+    assert "use letters" in in_process("init", "my-run").stderr
