@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"<!-- run -->\n```(python|bash)\n(.*?)```", re.DOTALL)
 FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 FENCE = re.compile(r"```(?:python|bash)\n")
-PATIENCE = 300
+PATIENCE = 800
 
 
 def run_page(path, folder):
