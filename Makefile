@@ -43,7 +43,6 @@ soak: check
 docs: $(VENV)/.installed-test
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
 	$(BIN)/python -m pytest --doctest-modules $$(grep -rl '>>> ' --include=*.py workflow hpc)
-	$(BIN)/python -m pytest tests/path/test_docs.py
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs: docs/_build/html/index.html"
 
