@@ -41,7 +41,7 @@ def literal(_app, _what, _name, _object, _options, lines):
             fenced = True
         elif text.strip() and not indented:
             fenced = False
-        made.append(text if fenced or text.startswith(">>>") else _escaped(text))
+        made.append(text if fenced or text.startswith((">>>", "...")) else _escaped(text))
     lines[:] = made
 
 

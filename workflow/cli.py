@@ -92,7 +92,7 @@ def _go(
     if run.experiment.data is not None and (stages is None or "respond" in stages):
         lines.insert(0, f"response: {run.response.resolve()}")
     if done:
-        lines += _publish(run.folder, shelf)
+        lines[-1:-1] = _publish(run.folder, shelf)
     tell(status_of(run) if as_json else None, lines, as_json, quiet)
 
 
