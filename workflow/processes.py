@@ -57,6 +57,19 @@ class VpConfig(Strict):
     weighting: Weighting = "output"
 
 
+class PhaseBridgeConfig(_Range):
+    """A position that a velocity drives to the data, both seen by the network."""
+
+    kind: Literal["phase_bridge"] = "phase_bridge"
+    sigma_min: float = Field(0.01, gt=0, description="of what position and velocity say together")
+    sigma_max: float = Field(20.0, gt=0)
+    weighting: Literal["output", "likelihood", "edm", "force"] = "output"
+    p: float = Field(3.0, gt=0, description="noise of the acceleration")
+    k: float = Field(0.2, gt=-1, lt=1, description="correlation -k of the first state")
+    var_x: float = Field(1.0, gt=0)
+    var_v: float = Field(1.0, gt=0)
+
+
 def _kind(value: Any) -> str:
     """Tag of a section; `edm` where it does not say."""
     found = value.get("kind", "edm") if isinstance(value, dict) else getattr(value, "kind", "edm")
@@ -66,10 +79,16 @@ def _kind(value: Any) -> str:
 ProcessConfig = Annotated[
     Annotated[EdmConfig, Tag("edm")]
     | Annotated[VeConfig, Tag("ve")]
-    | Annotated[VpConfig, Tag("vp")],
+    | Annotated[VpConfig, Tag("vp")]
+    | Annotated[PhaseBridgeConfig, Tag("phase_bridge")],
     Discriminator(_kind),
 ]
 """Any forward process, told apart by `kind`."""
 
-KINDS: dict[str, type[Strict]] = {"edm": EdmConfig, "ve": VeConfig, "vp": VpConfig}
+KINDS: dict[str, type[Strict]] = {
+    "edm": EdmConfig,
+    "ve": VeConfig,
+    "vp": VpConfig,
+    "phase_bridge": PhaseBridgeConfig,
+}
 """Models of the section by kind."""
