@@ -206,7 +206,7 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 
 _FREE = ("cluster", "faults", "report", "response", "direct")
 """Sections that an existing run may change: stages make again what depends on them."""
-_FREE_KEYS = ("score.train.steps", "score.train.ranks")
+_FREE_KEYS = ("score.train.steps", "score.train.ranks", "score.train.micro_batch")
 _GROWING = ("ensemble.length", "ensemble.members")
 
 
@@ -295,8 +295,8 @@ def explain(error: ValidationError, model: Any, *, prefix: str = "") -> str:
 
 def _without_tags(location: Sequence[str]) -> list[str]:
     """A place in the experiment without the kind of process, which is no key."""
-    before = ["", *location[:-1]]
-    return [part for part, last in zip(location, before, strict=True) if last != "process"]
+    before = ["", *location]  # a model that refuses as a whole has no location
+    return [part for part, last in zip(location, before, strict=False) if last != "process"]
 
 
 def _known_keys(model: Any, location: Sequence[str]) -> list[str]:

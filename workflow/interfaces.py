@@ -162,6 +162,15 @@ class HasExactScore(Protocol):
 
 
 @runtime_checkable
+class HasNoisedScore(Protocol):
+    """A system whose score is known exactly after any normal noise, too."""
+
+    def noised_score(self, x: Tensor, covariance: Tensor) -> Tensor:
+        """grad log of the density of x plus noise of a covariance `(number, number)`, like x."""
+        ...
+
+
+@runtime_checkable
 class HasExactResponse(Protocol):
     """A system whose mean response to a kick of one pixel is known in closed form."""
 
