@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from workflow.diffusion import build_process
 from workflow.dynamics.engines import check_engine
 from workflow.dynamics.noise import check_steps
 from workflow.interfaces import HasExactScore, UserError
@@ -131,7 +132,8 @@ def _check_extrapolation(run: Run) -> None:
             f"score.extrapolate=true is of the learned score, but score.estimator="
             f"{score.estimator}; set score.estimator: neural, or score.extrapolate: false"
         )
-    low, high = score.process.sigma_min, score.process.sigma_max
+    process = build_process(score.process)
+    low, high = process.sigma_min, process.sigma_max
     if high < math.sqrt(2) * low:
         raise UserError(
             f"score.extrapolate=true needs score.process.sigma_max of at least 2^(1/2) sigma_min "

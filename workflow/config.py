@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from workflow.interfaces import UserError
 from workflow.machines import ClusterConfig, FaultsConfig
+from workflow.processes import KINDS, EdmConfig, ProcessConfig
 from workflow.schema import Bytes, Strict
 
 
@@ -31,20 +32,6 @@ class EnsembleConfig(Strict):
     dtype: Literal["float32", "float64"] = "float32"
     chunk: Bytes = Field(16 * 2**20, ge=1024, validate_default=True)
     checksum: Literal["crc32c"] = "crc32c"
-
-
-class ProcessConfig(Strict):
-    """Forward process of the score; noise levels in units of its own scale of variation."""
-
-    kind: Literal["edm"] = "edm"
-    sigma_min: float = Field(0.02, gt=0)
-    sigma_max: float = Field(0.02, gt=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ProcessConfig:
-        if self.sigma_max < self.sigma_min:
-            raise ValueError(f"sigma_max={self.sigma_max} must be >= sigma_min={self.sigma_min}")
-        return self
 
 
 class NetworkConfig(Strict):
@@ -109,7 +96,7 @@ class ScoreConfig(Strict):
 
     estimator: Literal["neural", "kgmm", "gaussian", "exact"] = "neural"
     whiten: Literal[True] = True
-    process: ProcessConfig = ProcessConfig()
+    process: ProcessConfig = EdmConfig()
     network: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()
     kgmm: KgmmConfig = KgmmConfig()
@@ -219,7 +206,7 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 
 _FREE = ("cluster", "faults", "report", "response", "direct")
 """Sections that an existing run may change: stages make again what depends on them."""
-_FREE_KEYS = ("score.train.steps", "score.train.ranks")
+_FREE_KEYS = ("score.train.steps", "score.train.ranks", "score.train.micro_batch")
 _GROWING = ("ensemble.length", "ensemble.members")
 
 
@@ -286,7 +273,13 @@ def explain(error: ValidationError, model: Any, *, prefix: str = "") -> str:
     """First mistake that pydantic found, in one line with the key, the value and the need."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
-    key = ".".join([prefix, *location] if prefix else location) or "experiment"
+    told = _without_tags(location)
+    key = ".".join([prefix, *told] if prefix else told) or "experiment"
+    if first["type"] == "union_tag_invalid":
+        kinds = [name.strip("'") for name in first["ctx"]["expected_tags"].split(", ")]
+        near = difflib.get_close_matches(first["ctx"]["tag"], kinds, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(kinds)}"
+        return f"{key}.kind={first['ctx']['tag']} is unknown; {hint}"
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
@@ -300,14 +293,24 @@ def explain(error: ValidationError, model: Any, *, prefix: str = "") -> str:
     return f"{key}: {message}"
 
 
+def _without_tags(location: Sequence[str]) -> list[str]:
+    """A place in the experiment without the kind of process, which is no key."""
+    before = ["", *location]  # a model that refuses as a whole has no location
+    return [part for part, last in zip(location, before, strict=False) if last != "process"]
+
+
 def _known_keys(model: Any, location: Sequence[str]) -> list[str]:
-    for part in location:
+    for last, part in zip(["", *location], location, strict=False):
+        if last == "process":
+            model = KINDS[part]
+            continue
         annotation = model.model_fields[part].annotation
         inner = [annotation, *get_args(annotation)]
         models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
-        if not models:
+        if models:
+            model = models[0]
+        elif part != "process":
             return []
-        model = models[0]
     return list(model.model_fields)
 
 

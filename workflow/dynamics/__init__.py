@@ -17,6 +17,7 @@ from workflow.config import explain
 from workflow.dynamics.allen_cahn import AllenCahn
 from workflow.dynamics.barotropic import Barotropic
 from workflow.dynamics.linear import Linear
+from workflow.dynamics.mixture import Mixture
 from workflow.dynamics.navier_stokes import NavierStokes
 from workflow.dynamics.ornstein_uhlenbeck import OrnsteinUhlenbeck
 from workflow.dynamics.scalar import Scalar
@@ -31,6 +32,7 @@ SYSTEMS: dict[str, type] = {
     "scalar": Scalar,
     "triad": Triad,
     "barotropic": Barotropic,
+    "mixture": Mixture,
 }
 
 
