@@ -13,8 +13,10 @@ from scipy import special, stats
 
 from workflow.diffusion.amplitudes import AMPLITUDES
 from workflow.diffusion.jump import JumpLaw, bessel_ratio, pure_jump_target
-from workflow.diffusion.jump_samplers import flow, quadratic_times, reverse
+from workflow.diffusion.jump_process import Jump
 from workflow.diffusion.lattice import NoisedDensity
+from workflow.diffusion.samplers import Problem
+from workflow.diffusion.sampling import sample
 from workflow.interfaces import UserError
 
 torch.set_num_threads(1)
@@ -65,6 +67,28 @@ def noised(law, s, count, seed=2):
     return draw_bimodal(count, seed) * math.exp(-s / 2) + u, u, w, time
 
 
+def sampled(process, density, count, *, sampler="jump_flow", nfe=199, eta=0.0):
+    """Samples by the exact generalized score, at the smallest level, scaled back to x_s."""
+    generator = torch.Generator().manual_seed(5)
+
+    def answers(y, level):
+        s = float(process.time(level[0].double()))
+        a = math.exp(-s)
+        return density.generalized(y * math.sqrt(a), s) / math.sqrt(a)
+
+    problem = Problem(
+        process,
+        answers,
+        lambda _: torch.randn(count, 1, dtype=torch.float64, generator=generator),
+        nfe,
+        eta=eta,
+        uniforms=lambda _, n: torch.rand(count, n, dtype=torch.float64, generator=generator),
+    )
+    found, calls = sample(sampler, problem)
+    assert calls == nfe
+    return found[:, 0]
+
+
 def ks(x, density, s):
     """Largest distance of the cumulative of a sample from the exact one."""
     ordered = x.sort().values
@@ -87,8 +111,8 @@ def test_noise_in_one_shot_has_the_characteristic_function(rate, scale, gaussian
 def test_noise_of_any_rate_has_the_characteristic_function(rate, scale, gaussian, s):
     """JMP-1, any rate: a negative binomial number of jumps."""
     law, generator = JumpLaw(rate, scale, gaussian), torch.Generator().manual_seed(1)
-    time = torch.full((200_000,), s, dtype=torch.float64)
-    _check_characteristic(law, s, law.any_clock(time, generator), generator)
+    drawn = torch.rand(200_000, 2, dtype=torch.float64, generator=generator)
+    _check_characteristic(law, s, law.any_clock(s, drawn), generator)
 
 
 def _check_characteristic(law, s, w, generator):
@@ -229,35 +253,42 @@ def test_bessel_ratios_of_a_whole_image_are_finite():
     np.testing.assert_allclose(ratio, (n + (n**2 + z.double() ** 2).sqrt()) / z, rtol=2e-4)
 
 
-def test_probability_flow_of_pure_jumps_brings_the_prior_to_the_data():
-    """JMP-5: 50,000 draws, 100 steps; the 95 % level of the distance is .0061."""
-    density = NoisedDensity(PURE, bimodal)
-    generator = torch.Generator().manual_seed(5)
-    x = PURE.prior(torch.empty(50_000, dtype=torch.float64), generator)
-    times = quadratic_times(10.0, 1e-4, 100)
-    assert ks(flow(density.generalized, x, times), density, 1e-4) <= 0.009
-
-
-def test_probability_flow_conserves_the_cumulative():
-    """JMP-5: a quantile stays that quantile."""
-    density = NoisedDensity(PURE, bimodal)
-    levels = torch.linspace(0.001, 0.999, 301, dtype=torch.float64)
-    start = torch.from_numpy(
-        np.interp(levels, density.cumulative(density.x, 8.0).numpy(), density.x.numpy())
-    )
-    end = flow(density.generalized, start, quadratic_times(8.0, 0.01, 800))
-    assert (density.cumulative(end, 0.01) - levels).abs().max() <= 1e-3
+@pytest.mark.parametrize(
+    "process", [Jump(1, 1.0, 0.0, 0.01, 150.0), Jump(2, 0.5, 0.3, 0.01, 100.0)]
+)
+def test_probability_flow_brings_the_noise_to_the_data(process):
+    """JMP-5: 50,000 draws, 100 steps of Heun; the 95 % level of the distance is .0061."""
+    density = NoisedDensity(process.law, bimodal)
+    assert ks(sampled(process, density, 50_000), density, 1e-4) <= 0.009
 
 
 @pytest.mark.parametrize("eta", [0.25, 1.0])
 def test_every_member_of_the_family_has_the_same_marginal(eta):
     """Gaussian noise and jumps eta times as strong, the pull 1 + eta times."""
-    law = JumpLaw(1, 0.7, 0.5)
-    density, generator = NoisedDensity(law, bimodal), torch.Generator().manual_seed(6)
-    x = law.prior(torch.empty(50_000, dtype=torch.float64), generator)
-    times = quadratic_times(10.0, 1e-3, 200)
-    end = reverse(density.generalized, x, times, law=law, eta=eta, generator=generator)
+    process = Jump(1, 0.7, 0.5, 0.03, 100.0)
+    density = NoisedDensity(process.law, bimodal)
+    end = sampled(process, density, 50_000, sampler="jump_reverse", nfe=200, eta=eta)
     assert ks(end, density, 1e-3) <= 0.009
+
+
+def carried(density, levels, times):
+    """Quantiles of the first time carried by the flow dx/ds = -x / 2 - G to the last, by Heun."""
+    below = density.cumulative(density.x, times[0]).numpy()
+    x = torch.from_numpy(np.interp(levels, below, density.x.numpy()))
+    for s, t in zip(times[:-1], times[1:], strict=True):
+        slope = x / 2 + density.generalized(x, s)
+        ahead = x + (s - t) * slope
+        x = x + (s - t) / 2 * (slope + ahead / 2 + density.generalized(ahead, t))
+    return x
+
+
+def test_probability_flow_conserves_the_cumulative():
+    """JMP-5: a quantile stays that quantile, over 800 steps."""
+    density = NoisedDensity(PURE, bimodal)
+    levels = torch.linspace(0.001, 0.999, 301, dtype=torch.float64)
+    times = (torch.linspace(8.0**0.5, 0.1, 801, dtype=torch.float64) ** 2).tolist()
+    end = carried(density, levels, times)
+    assert (density.cumulative(end, times[-1]) - levels).abs().max() <= 1e-3
 
 
 def test_without_jumps_the_generalized_score_is_half_the_score():
@@ -310,12 +341,76 @@ def test_sums_of_jumps_have_the_characteristic_function_of_their_number(name):
 
 def test_other_amplitudes_than_laplace_flow_to_the_data_too():
     """The exact G of any law with a known characteristic function drives the same flow."""
-    law = JumpLaw(1, 0.7, 0.3)
-    density = NoisedDensity(law, bimodal, amplitude="normal")
+    density = NoisedDensity(JumpLaw(1, 0.7, 0.3), bimodal, amplitude="normal")
     levels = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
-    start = np.interp(levels, density.cumulative(density.x, 6.0).numpy(), density.x.numpy())
-    end = flow(density.generalized, torch.from_numpy(start), quadratic_times(6.0, 0.02, 200))
-    assert (density.cumulative(end, 0.02) - levels).abs().max() <= 1e-3
+    times = (torch.linspace(6.0**0.5, 0.02**0.5, 201, dtype=torch.float64) ** 2).tolist()
+    end = carried(density, levels, times)
+    assert (density.cumulative(end, times[-1]) - levels).abs().max() <= 1e-3
+
+
+# The process
+
+
+PROCESSES = [
+    Jump(1, 0.5, 0.5, 0.02, 20.0),
+    Jump(3, 0.3, 0.2, 0.02, 20.0),
+    Jump(1, 1.0, 0.0, 0.02, 20),
+]
+every_process = pytest.mark.parametrize(
+    "process", PROCESSES, ids=lambda p: f"rate {p.rate} g {p.gaussian}"
+)
+
+
+@every_process
+@pytest.mark.parametrize("level", [0.1, 2.0])
+def test_what_a_network_is_asked_for_averages_to_the_scores(process, level):
+    """JMP-2 through the process: both signs, both heads, in units of y = x_s / a^(1/2)."""
+    count, generator = 200_000, torch.Generator().manual_seed(8)
+    sigma = torch.full((count,), level)
+    z = torch.randn(count, 1, generator=generator)
+    uniform = torch.rand(count, process.uniforms, dtype=torch.float64, generator=generator)
+    noise = process.noise(draw_bimodal(count)[:, None].float(), sigma, z, uniform)
+    s = float(process.time(torch.tensor(level, dtype=torch.float64)))
+    a, density = math.exp(-s), NoisedDensity(process.law, bimodal)
+    for sign in (1, -1):
+        y = (noise.mean + sign * noise.shift).double()
+        targets = (-sign * noise.odd / noise.scale[:, None]).double()
+        x = y[:, 0] * math.sqrt(a)
+        flow = density.generalized(x, s) / math.sqrt(a)
+        exact = {"score": density.score(x, s) * math.sqrt(a), "generalized_score": flow}
+        for place, head in enumerate(process.heads):
+            assert max(map(abs, binned(x, targets[:, place], exact[head], EDGES))) < 4
+
+
+@every_process
+def test_the_level_is_the_standard_deviation_of_the_noise(process):
+    count, generator = 200_000, torch.Generator().manual_seed(9)
+    for level in (0.5, 3.0):
+        uniform = torch.rand(count, process.uniforms, dtype=torch.float64, generator=generator)
+        z = torch.randn(count, 1, generator=generator)
+        sigma = torch.full((count,), level)
+        square = process.noise(torch.zeros(count, 1), sigma, z, uniform).shift.double().square()
+        assert abs(square.mean() - level**2) < 4 * square.std() / math.sqrt(count)
+
+
+@every_process
+def test_an_untrained_network_has_the_gaussian_answers(process):
+    """Zero output: -y / (1 + sigma^2), and T / (2 a) times it."""
+    y, level = torch.randn(4, 1, dtype=torch.float64), torch.full((4,), 1.5, dtype=torch.float64)
+    found = process.interpret(torch.zeros(4, len(process.heads), dtype=torch.float64), y, level)
+    gaussian = -y[:, 0] / (1 + 1.5**2)
+    grown = 1 + 1.5**2 / process.variance
+    torch.testing.assert_close(found[:, -1], process.variance * grown / 2 * gaussian)
+    if process.gaussian:
+        torch.testing.assert_close(found[:, 0], gaussian)
+
+
+def test_jumps_alone_have_no_score_for_a_response():
+    """JMP-7: one line that says what to change."""
+    process = PROCESSES[2]
+    with pytest.raises(UserError, match="gaussian=0.*gaussian: 0.5") as caught:
+        process.score(lambda y, _: y, torch.zeros(2, 1), torch.ones(2))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_rate_that_is_no_whole_number_is_refused_where_targets_need_one():

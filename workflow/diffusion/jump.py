@@ -26,7 +26,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from scipy.special import gammaincinv
+from scipy.stats import nbinom
 from torch import Tensor
 
 from workflow.interfaces import UserError
@@ -45,14 +48,9 @@ class JumpLaw:
         gaussian: g, variance of the Gaussian noise per unit of s.
     """
 
-    rate: float = 1.0
-    scale: float | Tensor = math.sqrt(0.25)
-    gaussian: float | Tensor = 0.5
-
-    @property
-    def variance(self) -> float | Tensor:
-        """g + 2 rate b^2, to which the variance of x_s tends."""
-        return self.gaussian + 2 * self.rate * self.scale**2
+    rate: float
+    scale: float | Tensor
+    gaussian: float | Tensor
 
     def clock(self, s: Tensor, uniforms: Tensor) -> Tensor:
         """w at times `s`, from uniform numbers in (0, 1), `(2 rate, *shape of s)`.
@@ -66,11 +64,20 @@ class JumpLaw:
         chance, wait = uniforms[:rate], uniforms[rate : 2 * rate]
         return torch.where(chance < -torch.expm1(-s), -wait.log(), 0).sum(0)
 
-    def any_clock(self, s: Tensor, generator: torch.Generator) -> Tensor:
-        """w at times `s` for a rate of any size, each drawn for itself."""
-        a = (-s).exp()
-        numbers = _negative_binomial(self.rate, a, generator)
-        return a * _gamma(numbers, generator)
+    def any_clock(self, s: float, uniforms: Tensor) -> Tensor:
+        """w at one time for a rate of any size, from uniform numbers in (0, 1), `(..., 2)`.
+
+        A negative binomial number N of jumps, a Gamma(N).
+        """
+        if not self.rate:
+            return torch.zeros_like(uniforms[..., 0])
+        a = math.exp(-s)
+        chance, wait = uniforms.double().cpu().numpy().swapaxes(0, -1)
+        jumped = chance > a**self.rate
+        w = np.zeros_like(chance)
+        number = nbinom.ppf(chance[jumped], self.rate, a)
+        w[jumped] = a * gammaincinv(number, wait[jumped])
+        return torch.from_numpy(w).to(uniforms)
 
     def noise_variance(self, s: Tensor, w: Tensor) -> Tensor:
         """W, variance of a number of u given the clock."""
@@ -111,14 +118,6 @@ class JumpLaw:
             )
         return round(self.rate)
 
-    def prior(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Draws of the law at s -> infinity, with the shape of `like`, one clock each."""
-        rate = torch.full((len(like),), float(self.rate), dtype=like.dtype)
-        w = torch._standard_gamma(rate, generator=generator) if self.rate else rate
-        z = torch.randn(like.shape, dtype=like.dtype, generator=generator)
-        variance = self.gaussian + 2 * self.scale**2 * w.reshape(-1, *[1] * (like.ndim - 1))
-        return variance.sqrt() * z
-
 
 def pure_jump_target(law: JumpLaw, u: Tensor, s: Tensor) -> Tensor:
     """E[target of G | u] for jumps alone of rate 1, numbers of a sample in its last axis.
@@ -153,16 +152,3 @@ def bessel_ratio(d: int, z: Tensor) -> Tensor:
         ratio = 2 * order / z + 1 / ratio
         order += 1
     return ratio
-
-
-def _gamma(shape: Tensor, generator: torch.Generator) -> Tensor:
-    """Gamma(shape, 1), 0 where the shape is 0."""
-    drawn = torch._standard_gamma(shape.clamp(min=1), generator=generator)
-    return torch.where(shape > 0, drawn, 0)
-
-
-def _negative_binomial(successes: float, p: Tensor, generator: torch.Generator) -> Tensor:
-    """Failures before `successes` (any positive number) of probability p, as a Poisson mixture."""
-    shape = torch.full_like(p, successes)
-    mean = torch._standard_gamma(shape, generator=generator) * (1 - p) / p
-    return torch.poisson(mean, generator=generator)

@@ -40,8 +40,8 @@ class NoisedDensity:
     law: JumpLaw
     data: Callable[[Tensor], Tensor]
     amplitude: str = "laplace"
-    half_width: float = 200.0
-    points: int = 2**14
+    half_width: float = 100.0
+    points: int = 2**13
 
     @cached_property
     def x(self) -> Tensor:

@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from workflow.diffusion import bridge_samplers, samplers
+from workflow.diffusion import bridge_samplers, jump_samplers, samplers
 from workflow.diffusion.samplers import Problem
 from workflow.interfaces import UserError
 
 GAUSSIAN = frozenset({"edm", "ve", "vp"})
 BRIDGES = GAUSSIAN | {"phase_bridge"}
+JUMPS = frozenset({"jump"})
 
 LEAST_NOISE = 5.0
 """sigma_max from which on Gaussian noise hides the data, of unit variance, well enough."""
@@ -47,9 +48,17 @@ SAMPLERS: dict[str, Sampler] = {
     "bridge": Sampler(bridge_samplers.multistep, BRIDGES, 3, gridded=False),
     "bridge_exponential": Sampler(bridge_samplers.exponential, BRIDGES, 2, gridded=False),
     "bridge_ancestral": Sampler(bridge_samplers.ancestral, BRIDGES, 2, gridded=False),
+    "jump_flow": Sampler(jump_samplers.flow, JUMPS, 3),
+    "jump_reverse": Sampler(jump_samplers.reverse, JUMPS, 2, noisy=True),
 }
 
-USUAL = {"edm": "multistep", "ve": "multistep", "vp": "multistep", "phase_bridge": "bridge"}
+USUAL = {
+    "edm": "multistep",
+    "ve": "multistep",
+    "vp": "multistep",
+    "phase_bridge": "bridge",
+    "jump": "jump_flow",
+}
 """Sampler of a process where none is asked for."""
 
 
@@ -86,7 +95,7 @@ def check_sampler(
         raise UserError(f"eta={eta:g} does not go with sampler '{name}'; {hint}")
     if grid is not None and not one.gridded:
         raise UserError(f"grid={grid}: sampler '{name}' has times of its own; leave grid out")
-    if kind in BRIDGES and sigma_max < LEAST_NOISE:
+    if kind in BRIDGES | JUMPS and sigma_max < LEAST_NOISE:
         raise UserError(
             f"score.process: noise up to {sigma_max:g} hides nothing, so no sample can begin in "
             f"it; sampling needs sigma_max >= {LEAST_NOISE:g}: train with score.process.kind=ve"
