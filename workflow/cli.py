@@ -15,6 +15,7 @@ from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
 from workflow.cli_matrix import matrix
 from workflow.cli_plan import plan, tell_plan
+from workflow.cli_sample import sample
 from workflow.cli_scale import scale
 from workflow.cli_status import status
 from workflow.interfaces import UserError
@@ -150,6 +151,7 @@ for _name, _help in STAGES.items():
     app.command(_name, help=_help)(_make(_name))
 app.command("forecast")(forecast)
 app.command("matrix")(matrix)
+app.command("sample")(sample)
 app.command("plan")(plan)
 app.command("submit")(submit)
 app.command("status")(status)

@@ -12,7 +12,7 @@ Density = Literal["log_uniform", "log_normal"]
 """How noise levels are drawn in training: evenly in log sigma, or as EDM does (-1.2 +- 1.2)."""
 
 Weighting = Literal["output", "likelihood", "edm"]
-"""Factor on the squared error of the score: 1 + sigma^2, sigma^2, sigma^2 (1 + sigma^2)."""
+"""Factor on the squared error of the score: (1 + sigma^2)^2, sigma^2, sigma^2 (1 + sigma^2)."""
 
 
 class _Range(Strict):
@@ -119,3 +119,25 @@ KINDS: dict[str, type[Strict]] = {
     "phase_bridge": PhaseBridgeConfig,
 }
 """Models of the section by kind."""
+
+
+Grid = Literal["karras", "geometric", "preserving"]
+
+
+class CompareConfig(Strict):
+    """Samplers against held-out data: each with each number of calls."""
+
+    samplers: tuple[str, ...] = Field(min_length=1)
+    nfe: tuple[int, ...] = Field((5, 10, 20), min_length=1)
+
+
+class SampleConfig(Strict):
+    """Samples of the learned density, made after training."""
+
+    members: int = Field(256, ge=1, description="samples")
+    nfe: int = Field(10, ge=1, description="calls of the network for a sample, at most")
+    sampler: str | None = Field(None, description="default: the usual one of the process")
+    eta: float = Field(0.0, ge=0, description="noise of the way back; 1: the reverse diffusion")
+    stop: float | None = Field(None, gt=0, lt=1, description="time at which a bridge is left")
+    grid: Grid | None = Field(None, description="of noise levels; default karras")
+    compare: CompareConfig | None = None

@@ -11,7 +11,6 @@ a^(1/2) times that of x_s and G_y = G / a^(1/2); the flow is dy/ds = -G_y.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -100,17 +99,16 @@ class Jump:
         return state / along(1 + level**2, state).sqrt(), level.log() / 4
 
     def interpret(self, output: Tensor, state: Tensor, level: Tensor) -> Tensor:
-        """Score as for Gaussian noise, and G_y = -T / (2 a) y / (1 + sigma^2) + unit(level) F.
+        """Score (F - y) / (1 + sigma^2), and G_y = T / (2 a) times such a term of its own.
 
-        Zero output is exact for Gaussian data and noise.
+        Zero output is exact for Gaussian data and noise. At large noise F is the mean of the data
+        given y, up to what jumps change; it is of order one at all levels.
         """
-        total = along(1 + level**2, state)
-        grown = along(1 + level**2 / self.variance, state)
-        parts = output.chunk(len(self.heads), dim=1)
-        flow = -0.5 * self.variance * grown * state / total + grown.sqrt() * self._unit * parts[-1]
-        if not self.gaussian:
-            return flow
-        return torch.cat([-state / total + parts[0] / total.sqrt(), flow], dim=1)
+        terms = (output - state.repeat(1, len(self.heads), *[1] * (state.ndim - 2))) / along(
+            1 + level**2, state
+        )
+        *score, flow = terms.chunk(len(self.heads), dim=1)
+        return torch.cat([*score, along(self._pull(level), state) * flow], dim=1)
 
     def score(self, answers: Answers, x: Tensor, level: Tensor) -> Tensor:
         """The first head."""
@@ -122,18 +120,18 @@ class Jump:
         """G_y: the last head."""
         return answers(y, level).chunk(len(self.heads), dim=1)[-1]
 
-    @property
-    def _unit(self) -> float:
-        return 0.5 * math.sqrt(self.variance)
+    def _pull(self, level: Tensor) -> Tensor:
+        """T / (2 a)."""
+        return 0.5 * (self.variance + level**2)
 
     def _weights(self, level: Tensor, x: Tensor) -> Tensor:
         """Of the heads: errors of the score as asked, of G so that its targets are of order 1."""
         share = level**2 / (self.variance + level**2)  # 1 - a
-        flow = along(share * (1 - share) / self._unit**2, x).expand(-1, x.shape[1], *x.shape[2:])
+        flow = share * ((1 + level**2) / self._pull(level)) ** 2
         if not self.gaussian:
-            return flow
-        score = along(weighting(self.weighting, level), x).expand_as(flow)
-        return torch.cat([score, flow], dim=1)
+            return along(flow, x)
+        parts = (along(w, x) for w in (weighting(self.weighting, level), flow))
+        return torch.cat([w.expand(-1, x.shape[1], *w.shape[2:]) for w in parts], dim=1)
 
 
 NO_SCORE = (

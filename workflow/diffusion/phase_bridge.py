@@ -183,7 +183,7 @@ class Bridge:
 class PhaseBridge:
     """A network that learns from position and velocity; its level is sigma_eff.
 
-        s(m) = (E[x1 | m] - u) / sigma_eff^2 = -u / (1 + sigma^2) + F / sqrt(1 + sigma^2)
+        s(m) = (E[x1 | m] - u) / sigma_eff^2 = (F - u) / (1 + sigma^2)
 
     The score of a field u noised to sigma is the mean of s over the states m = c u + rest e.
 
@@ -246,8 +246,7 @@ class PhaseBridge:
 
     def interpret(self, output: Tensor, state: Tensor, level: Tensor) -> Tensor:
         """Score of u from the network's output F."""
-        total, u = along(1 + level**2, state), self.combine(state, level)
-        return -u / total + output / total.sqrt()
+        return (output - self.combine(state, level)) / along(1 + level**2, state)
 
     def score(self, answers: Answers, x: Tensor, level: Tensor) -> Tensor:
         """Mean of the answers at two opposite states of x, the same e for all of the batch."""

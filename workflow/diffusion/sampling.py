@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from workflow.diffusion import bridge_samplers, jump_samplers, samplers
+from workflow.diffusion import bridge_samplers, build_process, jump_samplers, samplers
 from workflow.diffusion.samplers import Problem
+from workflow.diffusion.schedules import GRIDS
 from workflow.interfaces import UserError
+from workflow.processes import ProcessConfig
 
 GAUSSIAN = frozenset({"edm", "ve", "vp"})
 BRIDGES = GAUSSIAN | {"phase_bridge"}
@@ -30,6 +32,7 @@ class Sampler:
         least: calls of the network that it needs.
         noisy: whether it takes eta > 0.
         gridded: whether it takes another grid.
+        stopped: whether it is left at a time before the end.
     """
 
     run: Callable[[Problem], Tensor]
@@ -37,6 +40,7 @@ class Sampler:
     least: int
     noisy: bool = False
     gridded: bool = True
+    stopped: bool = False
 
 
 SAMPLERS: dict[str, Sampler] = {
@@ -45,9 +49,11 @@ SAMPLERS: dict[str, Sampler] = {
     "exponential": Sampler(samplers.exponential, GAUSSIAN, 2, noisy=True),
     "multistep": Sampler(samplers.multistep, GAUSSIAN, 2),
     "predictor_corrector": Sampler(samplers.predictor_corrector, GAUSSIAN, 3),
-    "bridge": Sampler(bridge_samplers.multistep, BRIDGES, 3, gridded=False),
-    "bridge_exponential": Sampler(bridge_samplers.exponential, BRIDGES, 2, gridded=False),
-    "bridge_ancestral": Sampler(bridge_samplers.ancestral, BRIDGES, 2, gridded=False),
+    "bridge": Sampler(bridge_samplers.multistep, BRIDGES, 3, gridded=False, stopped=True),
+    "bridge_exponential": Sampler(
+        bridge_samplers.exponential, BRIDGES, 2, gridded=False, stopped=True
+    ),
+    "bridge_ancestral": Sampler(bridge_samplers.ancestral, BRIDGES, 2, gridded=False, stopped=True),
     "jump_flow": Sampler(jump_samplers.flow, JUMPS, 3),
     "jump_reverse": Sampler(jump_samplers.reverse, JUMPS, 2, noisy=True),
 }
@@ -63,44 +69,58 @@ USUAL = {
 
 
 def check_sampler(
-    kind: str, name: str | None, *, nfe: int, eta: float, grid: str | None, sigma_max: float
+    process: ProcessConfig,
+    name: str | None,
+    *,
+    nfe: int,
+    eta: float = 0.0,
+    stop: float | None = None,
+    grid: str | None = None,
 ) -> str:
     """The name of the sampler, if it can be used as asked.
 
     Args:
-        kind: of process.
+        process: section `score.process`.
         name: of the sampler; the usual one of the process where None.
         nfe: calls of the network.
         eta: noise of the way back.
+        stop: time at which a bridge is left; None where not asked for.
         grid: name in `schedules.GRIDS`; None where not asked for.
-        sigma_max: largest noise of the process.
 
     Raises:
         UserError: what does not go together.
     """
+    kind, name = process.kind, name or USUAL[process.kind]
     fit = [other for other, one in SAMPLERS.items() if kind in one.kinds]
-    name = name or USUAL.get(kind)
     if name not in fit:
-        raise UserError(
-            f"sampler '{name}' does not go with score.process.kind={kind}; use {', '.join(fit)}"
-        )
+        why = f"does not go with score.process.kind={kind}" if name in SAMPLERS else "is unknown"
+        raise UserError(f"sampler '{name}' {why}; use {_listed(fit)}")
     one = SAMPLERS[name]
     if nfe < one.least:
-        raise UserError(
-            f"nfe={nfe}: sampler '{name}' needs at least {one.least} calls of the network"
-        )
+        raise UserError(f"nfe={nfe}: sampler '{name}' needs at least {one.least} network calls")
     if eta < 0 or (eta > 0 and not one.noisy):
         noisy = [other for other in fit if SAMPLERS[other].noisy]
-        hint = f"use 0, or sampler {' or '.join(noisy)} for eta > 0" if noisy else "use 0"
+        hint = f"use 0, or sampler {_listed(noisy)} for eta > 0" if noisy else "use 0"
         raise UserError(f"eta={eta:g} does not go with sampler '{name}'; {hint}")
-    if grid is not None and not one.gridded:
-        raise UserError(f"grid={grid}: sampler '{name}' has times of its own; leave grid out")
-    if kind in BRIDGES | JUMPS and sigma_max < LEAST_NOISE:
+    if grid is not None and (not one.gridded or grid not in GRIDS):
+        hint = f"use {_listed(GRIDS)}" if one.gridded else "it has times of its own: leave it out"
+        raise UserError(f"grid={grid} does not go with sampler '{name}'; {hint}")
+    if stop is not None and (not one.stopped or not 0 < stop < 1):
+        hint = "between 0 and 1" if one.stopped else "of a bridge only: leave it out"
+        raise UserError(f"stop={stop:g} does not go with sampler '{name}'; it is a time {hint}")
+    high = build_process(process).sigma_max
+    if kind in GAUSSIAN | JUMPS and high < LEAST_NOISE:
         raise UserError(
-            f"score.process: noise up to {sigma_max:g} hides nothing, so no sample can begin in "
-            f"it; sampling needs sigma_max >= {LEAST_NOISE:g}: train with score.process.kind=ve"
+            f"score.process.kind={kind} was trained on noise up to {high:.3g}, which hides "
+            f"nothing: no sample can begin in it; sampling needs {LEAST_NOISE:g} or more, as "
+            "score.process.kind: ve has"
         )
     return name
+
+
+def _listed(names: Iterable[str]) -> str:
+    *most, last = names
+    return f"{', '.join(most)} or {last}" if most else last
 
 
 @torch.inference_mode()

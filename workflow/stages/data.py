@@ -206,7 +206,7 @@ def _load_estimator(folder: str, name: str, device: str, _stamp: int) -> ScoreEs
     whitening = load_whitening(run)
     if name == "gaussian":
         return whitening
-    block = run.trained_block(name)
+    block = run.trained_block("neural" if name == NETWORK else name)
     content = load_checked(run, "train", block, f"score/{block}.pt")
     if name == "kgmm":
         return KGMM.from_state(content)
@@ -214,7 +214,20 @@ def _load_estimator(folder: str, name: str, device: str, _stamp: int) -> ScoreEs
     learned = NeuralScore(
         with_parameters(model, content["average"], linear=content.get("linear")).to(device)
     )
+    if name == NETWORK:
+        return learned
     return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned
+
+
+def load_network(run: Run) -> WhitenedScore:
+    """The learned network itself; errors as `load_estimator`."""
+    found = _load_estimator(str(run.folder), NETWORK, "cpu", run.ledger("train").stamp)
+    assert isinstance(found, NeuralScore)
+    return found.model
+
+
+NETWORK = "network"
+"""Name under which the learned score is kept as it was trained, not extrapolated."""
 
 
 def load_channels(run: Run) -> Channels:

@@ -23,11 +23,12 @@ from workflow.stages.ingest import ingest
 from workflow.stages.pools import Pools
 from workflow.stages.report import report
 from workflow.stages.respond import respond
+from workflow.stages.sample import sample_stage
 from workflow.stages.simulate import simulate
 from workflow.stages.train import check_launch, train
 
-STAGES = ("simulate", "train", "evaluate", "respond", "report")
-"""In order; each needs the ones before it."""
+STAGES = ("simulate", "train", "sample", "evaluate", "respond", "report")
+"""In order; each needs the ones before it, but for `sample`, which few experiments have."""
 
 
 def run_stages(
@@ -61,6 +62,8 @@ def run_stages(
             check_launch(run)
         with Pools(run, max(expected_blocks(run).values()), client) as pools:
             for stage in stages:
+                if stage == "sample" and run.experiment.sample is None:
+                    continue
                 require(run, stage)
                 started = time.perf_counter()
                 with telling_damage(run.folder):
@@ -78,6 +81,10 @@ def _simulate(run: Run, pools: Pools, notify: Notify) -> None:
 def _train(run: Run, pools: Pools, notify: Notify) -> None:
     pools.release()
     train(run, notify)
+
+
+def _sample(run: Run, pools: Pools, notify: Notify) -> None:
+    sample_stage(run, pools.of("sample"), notify)
 
 
 def _evaluate(run: Run, pools: Pools, notify: Notify) -> None:
@@ -102,6 +109,7 @@ def _report(run: Run, pools: Pools, notify: Notify) -> None:
 ACTIONS: dict[str, Callable[[Run, Pools, Notify], None]] = {
     "simulate": _simulate,
     "train": _train,
+    "sample": _sample,
     "evaluate": _evaluate,
     "respond": _respond,
     "report": _report,
@@ -128,6 +136,7 @@ def expected_blocks(run: Run) -> dict[str, int]:
 
 LEDGERS = (
     *("simulate", "train", "evaluate", "constants", "respond", "direct", "checks", "matrix"),
+    *("samples", "comparison", "quality"),
     FRAMES,
 )
 """Stages with receipts."""
@@ -157,6 +166,7 @@ def require(run: Run, stage: str) -> None:
     """
     needed = {
         "train": ("simulate",),
+        "sample": ("simulate",),
         "evaluate": ("simulate",),
         "respond": ("simulate", "evaluate"),
         "matrix": ("simulate", "evaluate"),
@@ -188,6 +198,8 @@ def write_catalog_of(run: Run) -> None:
         "scores": "scores on the ensemble",
         "response": "responses with error bars",
         "matrix": "response of every number to a kick of every number",
+        "samples": "samples of the learned density",
+        "comparison": "samples by several samplers",
     }
     sources = {
         name: (f"{name}.zarr", text)
