@@ -237,12 +237,14 @@ class PhaseBridge:
         return Noise(mean, shift, eps, level, weight=weight)
 
     def inputs(self, state: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Both in standard deviations of Gaussian data, and log(sigma_eff) / 4."""
-        m = self.moments(level)
-        x, v = state.chunk(2, dim=1)
-        sx, sv = (m.cx**2 + m.xx).sqrt(), (m.cv**2 + m.vv).sqrt()
-        seen = torch.cat([x / along(sx.to(x), x), v / along(sv.to(x), x)], dim=1)
-        return seen, level.log() / 4
+        """u in standard deviations of Gaussian data, e, and log(sigma_eff) / 4.
+
+        As much as x and v say: m = c u + rest e. In x and v a network would have to learn a
+        combination that turns with time, and does so badly (docs/generative.md).
+        """
+        m, (x, _), u = self.moments(level), state.chunk(2, dim=1), self.combine(state, level)
+        e = (x - along(m.cx.to(x), x) * u) / along(m.rest[0].to(x), x)
+        return torch.cat([u / along(1 + level**2, x).sqrt(), e], dim=1), level.log() / 4
 
     def interpret(self, output: Tensor, state: Tensor, level: Tensor) -> Tensor:
         """Score of u from the network's output F."""
