@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -210,11 +210,18 @@ def _load_estimator(folder: str, name: str, device: str, _stamp: int) -> ScoreEs
     content = load_checked(run, "train", block, f"score/{block}.pt")
     if name == "kgmm":
         return KGMM.from_state(content)
-    model = WhitenedScore(whitening, run.experiment.score)
-    learned = NeuralScore(
-        with_parameters(model, content["average"], linear=content.get("linear")).to(device)
-    )
+    learned = NeuralScore(_model(run, content).to(device))
     return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned
+
+
+def load_model(run: Run, *, device: str = "cpu") -> WhitenedScore:
+    """The learned score of whitened noised data; errors as `load_whitening`."""
+    return _model(run, load_checked(run, "train", "neural", "score/neural.pt")).to(device)
+
+
+def _model(run: Run, content: Mapping[str, Any]) -> WhitenedScore:
+    model = WhitenedScore(load_whitening(run), run.experiment.score)
+    return with_parameters(model, content["average"], linear=content.get("linear"))
 
 
 def load_channels(run: Run) -> Channels:
