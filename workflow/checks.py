@@ -13,6 +13,7 @@ from workflow.dynamics.noise import check_steps
 from workflow.interfaces import HasExactScore, UserError
 from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import build_perturbations
+from workflow.rivals import rivals_of
 
 if TYPE_CHECKING:
     from workflow.runs import Run
@@ -37,6 +38,12 @@ def check(run: Run) -> None:
     _check_extrapolation(run)
     _check_training(run)
     _check_samples(run)
+    for name, rival in rivals_of(run).items():
+        try:
+            _check_extrapolation(rival)
+            _check_samples(rival)
+        except UserError as error:
+            raise UserError(f"score.rivals.{name}: {error}") from None
     _check_probes(run)
 
 
