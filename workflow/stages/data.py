@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -206,28 +206,22 @@ def _load_estimator(folder: str, name: str, device: str, _stamp: int) -> ScoreEs
     whitening = load_whitening(run)
     if name == "gaussian":
         return whitening
-    block = run.trained_block("neural" if name == NETWORK else name)
+    block = run.trained_block(name)
     content = load_checked(run, "train", block, f"score/{block}.pt")
     if name == "kgmm":
         return KGMM.from_state(content)
-    model = WhitenedScore(whitening, run.experiment.score)
-    learned = NeuralScore(
-        with_parameters(model, content["average"], linear=content.get("linear")).to(device)
-    )
-    if name == NETWORK:
-        return learned
+    learned = NeuralScore(_model(run, content).to(device))
     return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned
 
 
-def load_network(run: Run) -> WhitenedScore:
-    """The learned network itself; errors as `load_estimator`."""
-    found = _load_estimator(str(run.folder), NETWORK, "cpu", run.ledger("train").stamp)
-    assert isinstance(found, NeuralScore)
-    return found.model
+def load_model(run: Run, *, device: str = "cpu") -> WhitenedScore:
+    """The learned score of whitened noised data; errors as `load_whitening`."""
+    return _model(run, load_checked(run, "train", "neural", "score/neural.pt")).to(device)
 
 
-NETWORK = "network"
-"""Name under which the learned score is kept as it was trained, not extrapolated."""
+def _model(run: Run, content: Mapping[str, Any]) -> WhitenedScore:
+    model = WhitenedScore(load_whitening(run), run.experiment.score)
+    return with_parameters(model, content["average"], linear=content.get("linear"))
 
 
 def load_channels(run: Run) -> Channels:

@@ -15,6 +15,7 @@ from hpc.stores import open_store
 from workflow.figures import ensemble, responses, scores
 from workflow.figures.gallery import gallery
 from workflow.figures.maps import response_maps
+from workflow.figures.nats import nats
 from workflow.figures.page import page
 from workflow.responses.observables import build_observables
 from workflow.responses.probes import group_name
@@ -46,6 +47,7 @@ def report(run: Run, notify: Notify) -> None:
     for old in [*folder.glob("*.png"), *folder.glob("*.csv")]:
         old.unlink()
     pictures = _pictures(run, headline)
+    pictures.append(partial(nats, summary, folder))
     more, left_out = _gallery(every, folder)
     drawn = []
     for count, draw in enumerate([*pictures, *more]):

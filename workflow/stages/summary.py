@@ -14,6 +14,7 @@ from workflow.quarantine import SPINUP, quarantined
 from workflow.runs import Run, versions, wall_times
 from workflow.scores.neural import WhitenedScore
 from workflow.stages.data import load_whitening
+from workflow.stages.nats import nats_of
 from workflow.stages.overview import REFERENCES, compare, overview
 
 DIGITS = 6
@@ -48,6 +49,7 @@ def summarise(
         "responses": overview(every or {}),
         "score_error": errors,
         "score_error_standard_error": spread,
+        "path_kl": nats_of(run),
         "checks": checks(run),
         "wall_seconds": wall_times(run),
         "versions": versions(),
