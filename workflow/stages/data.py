@@ -209,25 +209,12 @@ def _load_estimator(folder: str, name: str, device: str, _stamp: int) -> ScoreEs
     whitening = load_whitening(run)
     if name == "gaussian":
         return whitening
-    block = run.trained_block("neural" if name == NETWORK else name)
+    block = run.trained_block(name)
     content = load_checked(run, "train", block, f"score/{block}.pt")
     if name == "kgmm":
         return KGMM.from_state(content)
     learned = NeuralScore(_model(run, content).to(device))
-    if name == NETWORK:
-        return learned
     return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned
-
-
-def load_network(run: Run) -> WhitenedScore:
-    """The learned network itself; errors as `load_estimator`."""
-    found = _load_estimator(str(run.folder), NETWORK, "cpu", run.ledger("train").stamp)
-    assert isinstance(found, NeuralScore)
-    return found.model
-
-
-NETWORK = "network"
-"""Name under which the learned score is kept as it was trained, not extrapolated."""
 
 
 def load_model(run: Run, *, device: str = "cpu") -> WhitenedScore:

@@ -19,7 +19,7 @@ from workflow.diffusion.distances import FEWEST, MEASURES, compare
 from workflow.interfaces import UserError
 from workflow.responses.correlation import one_thread
 from workflow.runs import Notify, Run
-from workflow.stages.data import load_network, load_snapshots
+from workflow.stages.data import load_model, load_snapshots
 from workflow.stages.samples import Asked, Wanted, ask, complete_samples
 
 QUALITY = "quality"
@@ -86,7 +86,7 @@ def _distances(run: Run, setting: int, data: Tensor, unit: int) -> dict[str, dic
     store = open_store(run.comparison).isel(setting=setting)
     fields = [torch.from_numpy(store[field.name].values) for field in run.saved.fields]
     samples = torch.stack(fields, dim=1)
-    whitening = load_network(run).whitening
+    whitening = load_model(run).whitening
     plain = compare(samples, data, {n: MEASURES[n] for n in measures(run)}, unit=unit)
     # On raw fields the large scales alone decide a sliced distance.
     white = compare(

@@ -25,7 +25,7 @@ from workflow.runs import Notify, Run, load_run
 from workflow.scores.neural import WhitenedScore
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
-from workflow.stages.data import load_network
+from workflow.stages.data import load_model
 
 NUMBERS = 1 << 18
 """Numbers of the samples of one block."""
@@ -145,7 +145,7 @@ def samples_block(folder: str, wanted: Wanted, block: str, setting: int, members
     torch.set_num_threads(1)
     run = load_run(folder, Path("."))
     group = range(members.start, members.start + group_size(run))
-    model = load_network(run)
+    model = load_model(run)
     white, calls = draw_samples(model, wanted.asked[setting], run.experiment.seed, group)
     values = model.whitening.unwhiten(white.double())[: len(members)]
     files: dict[str, str] = {}
