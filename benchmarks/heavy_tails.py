@@ -1,6 +1,6 @@
 """Heavy tails: what is learned of them by Gaussian noise and by jumps, and where jumps do not help.
 
-    OMP_NUM_THREADS=1 python -P benchmarks/heavy_tails.py [--seeds 3] [--steps 1500]
+    OMP_NUM_THREADS=1 python -P benchmarks/heavy_tails.py [--seeds 3] [--steps 1000]
 
 Three densities of the plane, 32,000 samples each: isotropic alpha-stable 1.7 (Baule's test, JMP-8),
 Student with 3 degrees of freedom, and four Gaussian spots, which have no tails. The same network,
@@ -131,7 +131,7 @@ def main():
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--densities", nargs="*", default=list(DENSITIES))
     parser.add_argument("--table", action="store_true", help="print the table of what is there")
     asked = parser.parse_args()

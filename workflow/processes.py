@@ -70,7 +70,6 @@ class JumpConfig(_Range):
     gaussian: float = Field(0.5, ge=0, description="g, variance of the Gaussian noise")
     sigma_min: float = Field(0.02, gt=0, description="of the noise relative to the faded data")
     sigma_max: float = Field(20.0, gt=0)
-    weighting: Weighting = "output"
 
     @model_validator(mode="after")
     def _learnable(self) -> JumpConfig:

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from workflow.diffusion.gaussian import along, weighting
+from workflow.diffusion.gaussian import along
 from workflow.diffusion.jump import JumpLaw, pure_jump_target
 from workflow.interfaces import Answers, Noise, UserError
 
@@ -32,7 +32,6 @@ class Jump:
         gaussian: g; 0 for jumps alone, which have no score.
         sigma_min: smallest level.
         sigma_max: largest level.
-        weighting: of the errors of the score, see `gaussian.weighting`.
     """
 
     rate: int
@@ -40,7 +39,6 @@ class Jump:
     gaussian: float
     sigma_min: float
     sigma_max: float
-    weighting: str = "output"
 
     states: ClassVar[int] = 1
     normals: ClassVar[int] = 1
@@ -125,12 +123,16 @@ class Jump:
         return 0.5 * (self.variance + level**2)
 
     def _weights(self, level: Tensor, x: Tensor) -> Tensor:
-        """Of the heads: errors of the score as asked, of G so that its targets are of order 1."""
+        """Of the heads.
+
+        Of the score 1 + sigma^2: more would drown the rest, as at large noise a jump leaves F much
+        less certain than Gaussian noise does. Of G the square of how far its errors carry, 1 - a.
+        """
         share = level**2 / (self.variance + level**2)  # 1 - a
-        flow = share * ((1 + level**2) / self._pull(level)) ** 2
+        flow = (share * (1 + level**2) / self._pull(level)) ** 2
         if not self.gaussian:
             return along(flow, x)
-        parts = (along(w, x) for w in (weighting(self.weighting, level), flow))
+        parts = (along(w, x) for w in (1 + level**2, flow))
         return torch.cat([w.expand(-1, x.shape[1], *w.shape[2:]) for w in parts], dim=1)
 
 
