@@ -16,6 +16,7 @@ from workflow.scores.neural import WhitenedScore
 from workflow.stages.data import load_whitening
 from workflow.stages.nats import nats_of
 from workflow.stages.overview import REFERENCES, compare, overview
+from workflow.stages.quality import quality_of
 
 DIGITS = 6
 """Significant digits of a number in `summary.json`."""
@@ -55,6 +56,7 @@ def summarise(
         "score_error": errors,
         "score_error_standard_error": spread,
         "path_kl": nats_of(run),
+        "samples": quality_of(run),
         "tails": tails or {},
         "checks": checks(run),
         "wall_seconds": wall_times(run),

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hpc.stores import open_store
-from workflow.diffusion.distances import FEWEST, MEASURES, Distance, compare
+from workflow.diffusion.distances import MEASURES, Distance, compare
 from workflow.rivals import rivals_of
 from workflow.runs import Run
-from workflow.stages.data import load_snapshots
+from workflow.stages.quality import held_out
 
 MEASURED = ("tail_error", "quantile_0.99", "quantile_0.999")
 """Of |x - mean|: mean squared log error of the quantiles from 95 % on, and log ratios of two."""
@@ -44,14 +44,17 @@ class Tails:
 
 
 def tails_of(run: Run) -> Tails | None:
-    """Tails of samples and data; None where there are no samples, or too few data to tell."""
+    """Tails of samples and data; None where no samples were asked for.
+
+    Raises:
+        UserError: too few held-out data to tell.
+    """
     if run.experiment.sample is None:
         return None
     runs = {"neural": run, **rivals_of(run)}
     samples = {n: _samples(one) for n, one in runs.items() if one.experiment.sample is not None}
-    x, unit = _held_out(run, most=2 * max(map(len, samples.values())))
-    if len(x) // unit < 2 * FEWEST:
-        return None
+    held, unit = held_out(run, run.experiment.sample.members)
+    x = _numbers(held)
     mean, spread = x.mean(0), x.std(0)
     data = (x - mean).abs() / spread
     scaled = {name: (one - mean).abs() / spread for name, one in samples.items()}
@@ -64,15 +67,6 @@ def _samples(run: Run) -> Tensor:
     store = open_store(run.samples)
     fields = [torch.from_numpy(store[one.name].values) for one in run.saved.fields]
     return _numbers(torch.stack(fields, dim=1))
-
-
-def _held_out(run: Run, *, most: int) -> tuple[Tensor, int]:
-    """Held-out snapshots, member by member, and how many of them go together."""
-    members = [m for m in run.held_out.members if m not in run.quarantined]
-    x = load_snapshots(run, run.held_out).unflatten(0, (len(members), -1))
-    x = x[:, :: max(1, x.shape[0] * x.shape[1] // most)]
-    pieces = 1 if len(members) >= 2 * FEWEST else -(-2 * FEWEST // len(members))
-    return _numbers(x.flatten(0, 1)), max(1, x.shape[1] // pieces)
 
 
 def _numbers(x: Tensor) -> Tensor:
