@@ -10,6 +10,7 @@ from workflow.diffusion import build_process
 from workflow.diffusion.distances import FEWEST
 from workflow.diffusion.sampling import check_sampler
 from workflow.dynamics.engines import check_engine
+from workflow.dynamics.jumping import Jumping
 from workflow.dynamics.noise import check_steps
 from workflow.interfaces import HasExactScore, UserError
 from workflow.responses.observables import build_observables
@@ -34,6 +35,7 @@ def check(run: Run) -> None:
     """
     _check_times(run)
     _check_steps(run)
+    _check_variance(run)
     _check_members(run)
     _check_estimators(run)
     _check_extrapolation(run)
@@ -76,6 +78,15 @@ def _check_steps(run: Run) -> None:
         return
     check_engine(run.experiment.ensemble.engine, run.system)
     check_steps(run.spinup_steps + run.times * run.steps_per_save)
+
+
+def _check_variance(run: Run) -> None:
+    system = None if run.experiment.system is None else run.system
+    if isinstance(system, Jumping) and system.heavy:
+        raise UserError(
+            f"system.noise.jumps.amplitude={system.jumps.amplitude}: such jumps have no variance, "
+            "which whitening, scores and responses need; use laplace or normal"
+        )
 
 
 def _check_members(run: Run) -> None:

@@ -126,10 +126,11 @@ class Jump:
         """Of the heads.
 
         Of the score 1 + sigma^2: more would drown the rest, as at large noise a jump leaves F much
-        less certain than Gaussian noise does. Of G the square of how far its errors carry, 1 - a.
+        less certain than Gaussian noise does. Of G the share 1 - a that makes its rare targets
+        of order one.
         """
         share = level**2 / (self.variance + level**2)  # 1 - a
-        flow = (share * (1 + level**2) / self._pull(level)) ** 2
+        flow = share * ((1 + level**2) / self._pull(level)) ** 2
         if not self.gaussian:
             return along(flow, x)
         parts = (along(w, x) for w in (1 + level**2, flow))
