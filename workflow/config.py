@@ -318,22 +318,27 @@ def explain(error: ValidationError, model: Any, *, prefix: str = "") -> str:
 
 def _without_tags(location: Sequence[str]) -> list[str]:
     """A place in the experiment without the kind of process, which is no key."""
-    before = ["", *location]  # a model that refuses as a whole has no location
-    return [part for part, last in zip(location, before, strict=False) if last != "process"]
+    return [part for place, part in enumerate(location) if not _is_tag(location, place)]
+
+
+def _is_tag(location: Sequence[str], place: int) -> bool:
+    """Whether a part of a place is the kind of a process: of the score, or of a rival by name."""
+    return "process" in location[max(0, place - 1) : place] or (
+        place > 1 and location[place - 2] == "rivals"
+    )
 
 
 def _known_keys(model: Any, location: Sequence[str]) -> list[str]:
-    for last, part in zip(["", *location], location, strict=False):
-        if last == "process":
+    for place, part in enumerate(location):
+        if _is_tag(location, place):
             model = KINDS[part]
-            continue
-        annotation = model.model_fields[part].annotation
-        inner = [annotation, *get_args(annotation)]
-        models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
-        if models:
-            model = models[0]
-        elif part != "process":
-            return []
+        elif location[max(0, place - 1) : place] != ["rivals"]:  # else the name of a rival
+            annotation = model.model_fields[part].annotation
+            inner = [annotation, *get_args(annotation)]
+            models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
+            if not models and part not in ("process", "rivals"):
+                return []
+            model = models[0] if models else model
     return list(model.model_fields)
 
 
