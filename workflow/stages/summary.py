@@ -13,6 +13,7 @@ import xarray as xr
 from workflow.quarantine import SPINUP, quarantined
 from workflow.runs import Run, versions, wall_times
 from workflow.scores.neural import WhitenedScore
+from workflow.stages.budget import budget_of
 from workflow.stages.data import load_whitening
 from workflow.stages.nats import nats_of
 from workflow.stages.overview import REFERENCES, compare, overview
@@ -47,7 +48,8 @@ def summarise(
         "estimators": estimators(run, dataset),
         "responses": overview(every or {}),
         "score_error": score_errors(run),
-        "path_kl": nats_of(run),
+        "path_kl": (nats := nats_of(run)),
+        "error_budget": budget_of(run, nats),
         "checks": checks(run),
         "wall_seconds": wall_times(run),
         "versions": versions(),
