@@ -95,3 +95,32 @@ def in_process(monkeypatch, capfd):
         return subprocess.CompletedProcess(arguments, code, said.out, said.err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A finished run with a group of spectra, for those who only read it: a few seconds."""
+    import distributed
+    import yaml
+
+    from workflow.opening import open_run
+    from workflow.stages.pipeline import STAGES, run_stages
+
+    home = tmp_path_factory.mktemp("small")
+    experiment = {
+        "name": "small",
+        "system": {"kind": "ornstein_uhlenbeck", "grid": 8, "relaxation": 0.3, "advection": 0.1},
+        "ensemble": {"members": 8, "group": 8, "spinup": 0.0, "length": 80.0, "chunk": "64KiB"},
+        "score": {"estimator": "gaussian"},
+        "response": {
+            "estimators": ["gaussian", "exact"],
+            "observables": ["field", "spectrum"],
+            "max_lag": 4.0,
+            "checks": False,
+        },
+    }
+    (home / "small.yaml").write_text(yaml.safe_dump(experiment))
+    run = open_run(str(home / "small.yaml"), home / "runs")
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1) as client:
+        run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
+    return run

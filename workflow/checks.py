@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import TYPE_CHECKING
 
 from workflow.diffusion import build_process
+from workflow.diffusion.sampling import check_sampler
 from workflow.dynamics.engines import check_engine
 from workflow.dynamics.noise import check_steps
 from workflow.interfaces import HasExactScore, UserError
@@ -34,6 +36,7 @@ def check(run: Run) -> None:
     _check_estimators(run)
     _check_extrapolation(run)
     _check_training(run)
+    _check_samples(run)
     _check_probes(run)
 
 
@@ -121,6 +124,27 @@ def _check_training(run: Run) -> None:
             f"learned score needs at least {FEWEST_SNAPSHOTS}: lengthen ensemble.length, or leave "
             "'neural' out of response.estimators and set score.estimator: gaussian"
         )
+
+
+def _check_samples(run: Run) -> None:
+    process, config = run.experiment.score.process, run.experiment.sample
+    if "neural" in run.learned and "score" not in build_process(process).heads:
+        raise UserError(
+            f"score.process.kind={process.kind} has no score that a response could use; give it "
+            "a Gaussian part, or remove 'neural' from response.estimators"
+        )
+    if config is None:
+        return
+    if "neural" not in run.trained:
+        raise UserError(
+            f"sample: needs a learned score, but score.estimator={run.experiment.score.estimator}; "
+            "set score.estimator: neural, or remove the section"
+        )
+    how = config.model_dump(include={"eta", "stop", "grid"})
+    check_sampler(process, config.sampler, nfe=config.nfe, **how)
+    if config.compare is not None:
+        for name, nfe in product(config.compare.samplers, config.compare.nfe):
+            check_sampler(process, name, nfe=nfe)
 
 
 def _check_extrapolation(run: Run) -> None:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from workflow.interfaces import UserError
 from workflow.machines import ClusterConfig, FaultsConfig
-from workflow.processes import KINDS, EdmConfig, ProcessConfig
+from workflow.processes import KINDS, EdmConfig, ProcessConfig, SampleConfig
 from workflow.schema import Bytes, Strict
 
 
@@ -190,6 +190,7 @@ class Experiment(Strict):
     score: ScoreConfig = ScoreConfig()
     response: ResponseConfig = ResponseConfig()
     direct: DirectConfig = DirectConfig()
+    sample: SampleConfig | None = None
     report: ReportConfig = ReportConfig()
     cluster: ClusterConfig = ClusterConfig()
     faults: FaultsConfig = FaultsConfig()
@@ -204,7 +205,7 @@ class Experiment(Strict):
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
-_FREE = ("cluster", "faults", "report", "response", "direct")
+_FREE = ("cluster", "faults", "report", "response", "direct", "sample")
 """Sections that an existing run may change: stages make again what depends on them."""
 _FREE_KEYS = ("score.train.steps", "score.train.ranks", "score.train.micro_batch")
 _GROWING = ("ensemble.length", "ensemble.members")

@@ -12,7 +12,7 @@ Density = Literal["log_uniform", "log_normal"]
 """How noise levels are drawn in training: evenly in log sigma, or as EDM does (-1.2 +- 1.2)."""
 
 Weighting = Literal["output", "likelihood", "edm"]
-"""Factor on the squared error of the score: 1 + sigma^2, sigma^2, sigma^2 (1 + sigma^2)."""
+"""Factor on the squared error of the score: (1 + sigma^2)^2, sigma^2, sigma^2 (1 + sigma^2)."""
 
 
 class _Range(Strict):
@@ -57,6 +57,19 @@ class VpConfig(Strict):
     weighting: Weighting = "output"
 
 
+class PhaseBridgeConfig(_Range):
+    """A position that a velocity drives to the data, both seen by the network."""
+
+    kind: Literal["phase_bridge"] = "phase_bridge"
+    sigma_min: float = Field(0.01, gt=0, description="of what position and velocity say together")
+    sigma_max: float = Field(20.0, gt=0)
+    weighting: Literal["output", "likelihood", "edm", "force"] = "output"
+    p: float = Field(3.0, gt=0, description="noise of the acceleration")
+    k: float = Field(0.2, gt=-1, lt=1, description="correlation -k of the first state")
+    var_x: float = Field(1.0, gt=0)
+    var_v: float = Field(1.0, gt=0)
+
+
 def _kind(value: Any) -> str:
     """Tag of a section; `edm` where it does not say."""
     found = value.get("kind", "edm") if isinstance(value, dict) else getattr(value, "kind", "edm")
@@ -66,10 +79,38 @@ def _kind(value: Any) -> str:
 ProcessConfig = Annotated[
     Annotated[EdmConfig, Tag("edm")]
     | Annotated[VeConfig, Tag("ve")]
-    | Annotated[VpConfig, Tag("vp")],
+    | Annotated[VpConfig, Tag("vp")]
+    | Annotated[PhaseBridgeConfig, Tag("phase_bridge")],
     Discriminator(_kind),
 ]
 """Any forward process, told apart by `kind`."""
 
-KINDS: dict[str, type[Strict]] = {"edm": EdmConfig, "ve": VeConfig, "vp": VpConfig}
+KINDS: dict[str, type[Strict]] = {
+    "edm": EdmConfig,
+    "ve": VeConfig,
+    "vp": VpConfig,
+    "phase_bridge": PhaseBridgeConfig,
+}
 """Models of the section by kind."""
+
+
+Grid = Literal["karras", "geometric", "preserving"]
+
+
+class CompareConfig(Strict):
+    """Samplers against held-out data: each with each number of calls."""
+
+    samplers: tuple[str, ...] = Field(min_length=1)
+    nfe: tuple[int, ...] = Field((5, 10, 20), min_length=1)
+
+
+class SampleConfig(Strict):
+    """Samples of the learned density, made after training."""
+
+    members: int = Field(256, ge=1, description="samples")
+    nfe: int = Field(10, ge=1, description="calls of the network for a sample, at most")
+    sampler: str | None = Field(None, description="default: the usual one of the process")
+    eta: float = Field(0.0, ge=0, description="noise of the way back; 1: the reverse diffusion")
+    stop: float | None = Field(None, gt=0, lt=1, description="time at which a bridge is left")
+    grid: Grid | None = Field(None, description="of noise levels; default karras")
+    compare: CompareConfig | None = None

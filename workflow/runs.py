@@ -83,6 +83,16 @@ class Run:
         return self.folder / "correlations.zarr"
 
     @property
+    def samples(self) -> Path:
+        """Store of samples of the learned density."""
+        return self.folder / "samples.zarr"
+
+    @property
+    def comparison(self) -> Path:
+        """Store of samples by several samplers."""
+        return self.folder / "comparison.zarr"
+
+    @property
     def response(self) -> Path:
         """Store of responses with error bars."""
         return self.folder / "response.zarr"
@@ -323,7 +333,8 @@ class Run:
 
     def _science(self) -> dict[str, Any]:
         """The experiment without the keys that cannot change a number."""
-        free: Any = {"cluster": True, "faults": True, "report": True, "response": {"checks"}}
+        free: Any = {name: True for name in ("cluster", "faults", "report", "sample")}
+        free["response"] = {"checks"}
         return self.experiment.model_dump(mode="json", exclude=free)
 
     def attributes(self, title: str) -> dict[str, Any]:

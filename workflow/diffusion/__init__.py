@@ -10,10 +10,16 @@ from collections.abc import Callable
 from typing import Any
 
 from workflow.diffusion.gaussian import EDM, VE, VP
+from workflow.diffusion.phase_bridge import PhaseBridge
 from workflow.interfaces import ForwardProcess
 from workflow.processes import ProcessConfig
 
-PROCESSES: dict[str, Callable[..., ForwardProcess]] = {"edm": EDM, "ve": VE, "vp": VP}
+PROCESSES: dict[str, Callable[..., ForwardProcess]] = {
+    "edm": EDM,
+    "ve": VE,
+    "vp": VP,
+    "phase_bridge": PhaseBridge,
+}
 
 
 def build_process(config: ProcessConfig) -> ForwardProcess:

@@ -20,29 +20,19 @@ LOG_NORMAL = (-1.2, 1.2)
 
 @dataclass(frozen=True)
 class _Gaussian:
-    """Variance-exploding noise with EDM's skip and input scales for sigma_data = 1.
+    """Noise of standard deviation sigma on data of unit variance.
 
-        s(x; sigma) = (D(x; sigma) - x) / sigma^2 = -x / (1 + sigma^2) + F / sqrt(1 + sigma^2)
-
-    So the zero network is the Gaussian score. EDM's own output scale would make F a difference of
-    order sigma at small sigma; a response needs the score at vanishing noise, and there F is the
-    non-Gaussian part of the score itself, of order one.
+    The zero network is the Gaussian score, -x / (1 + sigma^2).
     """
 
     states: ClassVar[int] = 1
     heads: ClassVar[tuple[str, ...]] = ("score",)
     normals: ClassVar[int] = 1
     uniforms: ClassVar[int] = 0
-    narrow: ClassVar[bool] = False
 
     def inputs(self, state: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-        """Unit-variance input, and log(sigma) / 4 as the condition."""
+        """Unit-variance input, and log(sigma) / 4 as the condition. Source: EDM."""
         return state / along(1 + level**2, state).sqrt(), level.log() / 4
-
-    def interpret(self, output: Tensor, state: Tensor, level: Tensor) -> Tensor:
-        """Score of the noised whitened density from the network's output F."""
-        total = along(1 + level**2, state)
-        return -state / total + output / total.sqrt()
 
     def score(self, answers: Answers, x: Tensor, level: Tensor) -> Tensor:
         """The answer itself."""
@@ -60,7 +50,14 @@ class _Gaussian:
 
 @dataclass(frozen=True)
 class EDM(_Gaussian):
-    """The least noise that a response needs; the error of the score counts the same everywhere."""
+    """The least noise that a response needs; the error of the score counts the same everywhere.
+
+        s(x; sigma) = (D(x; sigma) - x) / sigma^2 = -x / (1 + sigma^2) + F / sqrt(1 + sigma^2)
+
+    EDM's own output scale would make F a difference of order sigma at small sigma; a response
+    needs the score at vanishing noise, and there F is the non-Gaussian part of the score itself,
+    of order one.
+    """
 
     sigma_min: float
     sigma_max: float
@@ -70,9 +67,31 @@ class EDM(_Gaussian):
         """Log-uniform between sigma_min and sigma_max."""
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** uniform
 
+    def interpret(self, output: Tensor, state: Tensor, level: Tensor) -> Tensor:
+        """Score of the noised whitened density from the network's output F."""
+        total = along(1 + level**2, state)
+        return -state / total + output / total.sqrt()
+
 
 @dataclass(frozen=True)
-class VE(_Gaussian):
+class _Wide(_Gaussian):
+    """Noise of all sizes.
+
+        s(x; sigma) = (D(x; sigma) - x) / sigma^2 = (F - x) / (1 + sigma^2)
+
+    F is the non-Gaussian part of the score at small noise, and that of D at large noise: of order
+    one or less throughout.
+    """
+
+    narrow: ClassVar[bool] = False
+
+    def interpret(self, output: Tensor, state: Tensor, level: Tensor) -> Tensor:
+        """Score of the noised whitened density from the network's output F."""
+        return (output - state) / along(1 + level**2, state)
+
+
+@dataclass(frozen=True)
+class VE(_Wide):
     """Noise up to a density that is Gaussian to the eye: samples can be drawn from it.
 
     Attributes:
@@ -98,7 +117,7 @@ class VE(_Gaussian):
 
 
 @dataclass(frozen=True)
-class VP(_Gaussian):
+class VP(_Wide):
     """Variance-preserving noise, in the coordinates u = x_t / a in which it is VE noise.
 
         x_t = a x + (1 - a^2)^(1/2) z,    a = exp(-b/2),    sigma = (exp(b) - 1)^(1/2),
@@ -155,11 +174,11 @@ def weighting(name: str, level: Tensor) -> Tensor:
     """Factor on the squared error of the score at a level.
 
     "output" counts errors of the network's output alike, "likelihood" makes the loss a bound on
-    the likelihood, "edm" counts errors of EDM's own output alike.
+    the likelihood, "edm" counts errors of the output that EDM's network has alike.
     """
     square = level**2
     return {
-        "output": 1 + square,
+        "output": (1 + square) ** 2,
         "likelihood": square,
         "edm": square * (1 + square),
     }[name]

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import distributed
 
-from hpc.catalog import write_catalog
+from hpc.catalog import Source, write_catalog
 from hpc.errors import CorruptBlock, MachineError
 from hpc.files import atomic_write_json, collect_orphans
 from hpc.lock import run_lock
 from hpc.stores import telling_damage
-from workflow.runs import Notify, Run, load_run, wall_times
+from workflow.config import digest
+from workflow.runs import Notify, Run, load_run, versions, wall_times
 from workflow.stages.correlate import correlate, tasks
 from workflow.stages.diagnose import blocks_of, diagnose
 from workflow.stages.direct import direct
@@ -23,11 +25,12 @@ from workflow.stages.ingest import ingest
 from workflow.stages.pools import Pools
 from workflow.stages.report import report
 from workflow.stages.respond import respond
+from workflow.stages.sample import sample_stage
 from workflow.stages.simulate import simulate
 from workflow.stages.train import check_launch, train
 
-STAGES = ("simulate", "train", "evaluate", "respond", "report")
-"""In order; each needs the ones before it."""
+STAGES = ("simulate", "train", "sample", "evaluate", "respond", "report")
+"""In order; each needs the ones before it, but for `sample`, which few experiments have."""
 
 
 def run_stages(
@@ -61,6 +64,8 @@ def run_stages(
             check_launch(run)
         with Pools(run, max(expected_blocks(run).values()), client) as pools:
             for stage in stages:
+                if stage == "sample" and run.experiment.sample is None:
+                    continue
                 require(run, stage)
                 started = time.perf_counter()
                 with telling_damage(run.folder):
@@ -78,6 +83,10 @@ def _simulate(run: Run, pools: Pools, notify: Notify) -> None:
 def _train(run: Run, pools: Pools, notify: Notify) -> None:
     pools.release()
     train(run, notify)
+
+
+def _sample(run: Run, pools: Pools, notify: Notify) -> None:
+    sample_stage(run, pools.of("sample"), notify)
 
 
 def _evaluate(run: Run, pools: Pools, notify: Notify) -> None:
@@ -99,9 +108,21 @@ def _report(run: Run, pools: Pools, notify: Notify) -> None:
     report(run, notify)
 
 
+CATALOG = {
+    "ensemble": "unperturbed ensemble",
+    "perturbed": "responses per member of paired perturbed runs",
+    "scores": "scores on the ensemble",
+    "response": "responses with error bars",
+    "matrix": "response of every number to a kick of every number",
+    "samples": "samples of the learned density",
+    "comparison": "samples by several samplers",
+}
+"""What each published store holds."""
+
 ACTIONS: dict[str, Callable[[Run, Pools, Notify], None]] = {
     "simulate": _simulate,
     "train": _train,
+    "sample": _sample,
     "evaluate": _evaluate,
     "respond": _respond,
     "report": _report,
@@ -128,6 +149,7 @@ def expected_blocks(run: Run) -> dict[str, int]:
 
 LEDGERS = (
     *("simulate", "train", "evaluate", "constants", "respond", "direct", "checks", "matrix"),
+    *("samples", "comparison", "quality"),
     FRAMES,
 )
 """Stages with receipts."""
@@ -157,6 +179,7 @@ def require(run: Run, stage: str) -> None:
     """
     needed = {
         "train": ("simulate",),
+        "sample": ("simulate",),
         "evaluate": ("simulate",),
         "respond": ("simulate", "evaluate"),
         "matrix": ("simulate", "evaluate"),
@@ -182,21 +205,31 @@ def _record_wall_time(run: Run, stage: str, seconds: float) -> None:
 
 def write_catalog_of(run: Run) -> None:
     """Write the catalog of the stores that the run has."""
-    texts = {
-        "ensemble": "unperturbed ensemble",
-        "perturbed": "responses per member of paired perturbed runs",
-        "scores": "scores on the ensemble",
-        "response": "responses with error bars",
-        "matrix": "response of every number to a kick of every number",
-    }
     sources = {
-        name: (f"{name}.zarr", text)
-        for name, text in texts.items()
+        name: Source(run.folder / f"{name}.zarr", text)
+        for name, text in CATALOG.items()
         if (run.folder / f"{name}.zarr" / "zarr.json").is_file()
     }
-    write_catalog(
-        run.folder / "catalog.yaml",
-        name=run.experiment.name,
-        description=f"gfdt run {run.experiment.name}",
-        sources=sources,
-    )
+    write_catalog(run.folder / "catalog.yaml", metadata=_metadata(run), sources=sources)
+
+
+def _metadata(run: Run) -> dict[str, Any]:
+    """What somebody who looks for data wants to know before opening any."""
+    e = run.experiment
+    kind = str(e.system["kind"]) if e.system else "recorded data"
+    places = " x ".join(map(str, run.saved.shape)) or "no space"
+    probes = ((e.response.perturbations, "perturbations"), (e.response.observables, "observables"))
+    return {
+        "name": e.name,
+        "description": f"responses of {kind} ({places}), "
+        f"{e.ensemble.members} members of {run.times} times",
+        "system": kind,
+        "estimators": list(e.response.estimators),
+        **{word: [_kind(p) for p in some] for some, word in probes},
+        "experiment": digest(e.model_dump(mode="json")),
+        "software": f"gfdt-workflow {versions()['gfdt-workflow']}",
+    }
+
+
+def _kind(probe: Any) -> str:
+    return str(probe if isinstance(probe, str) else probe.get("kind"))

@@ -44,7 +44,7 @@ def report(run: Run, notify: Notify) -> None:
         atomic_write_bytes(folder / "summary.json", f"{as_json(summary)}\n".encode())
     if "html" not in formats:
         return
-    for old in folder.glob("*.png"):
+    for old in [*folder.glob("*.png"), *folder.glob("*.csv")]:
         old.unlink()
     pictures = _pictures(run, headline)
     pictures.append(partial(nats, summary, folder))
@@ -65,6 +65,7 @@ def report(run: Run, notify: Notify) -> None:
         gallery=others,
         left_out=left_out,
         experiment=experiment,
+        folder=folder,
     )
     atomic_write_bytes(folder / "index.html", text.encode())
     notify("report", len(drawn), len(drawn))
