@@ -35,8 +35,10 @@ SAMPLES = (128, 4096)
 """Fewest and most samples, whatever their size."""
 STEPS = 40
 """Calls of the score for a sample: errors of the time step are then below all others."""
-FOLLOWED = 512
-"""Most samples whose derivative is taken."""
+FOLLOWED = (8, 512)
+"""Fewest and most samples whose derivative is taken: all steps of them are held in memory."""
+FOLLOWED_NUMBERS = 1 << 13
+"""Numbers of these samples together."""
 DYNAMICS = {"reverse diffusion": 1.0, "probability flow": 0.0}
 """Members of the family with equal marginals, by their eta."""
 LARGE = 3.0
@@ -84,9 +86,9 @@ def budget_block(folder: str) -> Receipt:
     stop = early_stopping(held, schedule, unit=unit)
     found["early_stopping"] = stop.value
     exact = white_scores(run, model, model.whitening).get("exact")
-    followed = moved(
-        score, start[:FOLLOWED], schedule, steps=STEPS, eta=1.0, generator=generator, exact=exact
-    )
+    few, many = FOLLOWED
+    first = start[: min(many, max(few, FOLLOWED_NUMBERS // run.saved.numbers))]
+    followed = moved(score, first, schedule, steps=STEPS, eta=1.0, generator=generator, exact=exact)
     found["score"] = followed.score
     found["prior"] = followed.start * _prior_distance(held, schedule, unit, generator)
     text = torch.tensor(list(json.dumps(found).encode()), dtype=torch.uint8)
