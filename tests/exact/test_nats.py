@@ -8,6 +8,8 @@ import torch
 from workflow.config import ScoreConfig
 from workflow.diffusion.action import Nats
 from workflow.dynamics import build_system
+from workflow.figures.nats import nats
+from workflow.figures.words import findings
 from workflow.scores.closed_form import DenseGaussian, SpectralGaussian
 from workflow.scores.nats import Band, contributions
 from workflow.scores.neural import WhitenedScore
@@ -74,3 +76,42 @@ def test_modes_add_up_to_the_whole():
     both = torch.cat([white + 0.5 * z[0], white - 0.5 * z[0]])
     expected = 0.5 * 0.5**2 * (0.1 * both**3).square().sum() / 2
     assert float(found["beyond"][1].sum()) == pytest.approx(float(expected), rel=1e-9)
+
+
+def numbers(sigma, known):
+    each = {"gain": 2.0, "gain_standard_error": 0.1}
+    left = {"left": 0.25, "left_standard_error": 0.01} if known else {}
+    curve = {key: [value] * len(sigma) for key, value in (each | left).items()}
+    return {
+        "estimators": {"neural": {"stein_error_raw": 0.01, "against": {}}},
+        "path_kl": {
+            "band": [0.0, 20.0],
+            "noise_in": "standard deviations",
+            "snapshots": 64,
+            "variables": ["u"],
+            "estimators": {"gaussian": left, "neural": each | left},
+            "curve": {"sigma": sigma, "gaussian": left and curve, "neural": curve},
+            "beyond_gaussian": {"neural": [[0.1, 0.2, 0.0]], "modes": [1, 4, 3]},
+        },
+    }
+
+
+@pytest.mark.parametrize("sigma", [[], [0.1, 1.0, 10.0]])
+@pytest.mark.parametrize("known", [True, False])
+def test_nats_are_drawn_and_told_with_their_errors(sigma, known, tmp_path):
+    """With noise of one level there is no curve; without truth there is no rest."""
+    summary = numbers(sigma, known)
+    name, caption = nats(summary, tmp_path)
+    assert (tmp_path / name).stat().st_size > 5000
+    told = " ".join(findings(summary))
+    assert "2.00 ± 0.10 nats a snapshot better" in told
+    assert ("0.250 ± 0.010 nats of path KL are left" in told) == known
+    assert ("neural 0.250 ± 0.010 nats left" in caption) == known
+    assert ("area under a curve" in caption) == bool(sigma)
+
+
+def test_without_nats_nothing_is_drawn_or_told(tmp_path):
+    summary = numbers([], known=False)
+    del summary["path_kl"]
+    assert nats(summary, tmp_path) is None
+    assert "nats" not in " ".join(findings(summary))
