@@ -67,6 +67,15 @@ def test_the_budget_stands_beside_the_distance_and_its_floor(summary):
     assert 0 < budget["total_variation"] <= 1
 
 
+def test_the_likelihood_bound_is_above_that_of_gaussian_data_by_the_gain(summary):
+    """A number: half of the gain, of two numbers; 4 standard errors and those of the whitening."""
+    found, gain = summary["error_budget"]["likelihood"], summary["path_kl"]["estimators"]["neural"]
+    bound, error = found["bound"]
+    assert bound - found["gaussian"] == pytest.approx(
+        gain["gain"] / 2, abs=4 * (error + gain["gain_standard_error"] / 2) + 0.02
+    )
+
+
 def test_the_page_tells_of_both(run):
     page = (run.folder / "report" / "index.html").read_text()
     assert "nats of path KL are left to the exact score" in page

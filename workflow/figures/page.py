@@ -260,12 +260,12 @@ def _budget(summary: Mapping[str, Any]) -> str:
     budget = summary.get("error_budget") or {}
     if not budget:
         return ""
-    bound = {
+    words_of = {
         "score": "error of the score at all noise levels (first order)",
         "prior": "what noise makes of the data is not the prior (first order)",
         "early_stopping": "noise not taken off to the end (bound)",
     }
-    rows = [[bound[key], number(value), ""] for key, value in budget["terms"].items()]
+    rows = [[words_of[key], number(value), ""] for key, value in budget["terms"].items()]
     told = {"finite number of data: trained on, from held out": budget["finite_sample"]}
     for name, one in budget["measured"].items():
         told[f"measured: samples of the {name}, from held out"] = one["sliced_wasserstein"]
@@ -283,6 +283,13 @@ def _budget(summary: Mapping[str, Any]) -> str:
             f" By the path KL (Pinsker) no event is more than "
             f"{number(budget['total_variation'])} off in probability; of the density of one "
             f"number {number(seen['value'])} is measured, floor {number(seen['floor'])}."
+        )
+    if likelihood := budget.get("likelihood"):
+        bound, flow = (with_error(*likelihood[key]) for key in ("bound", "flow"))
+        note += (
+            f" Log density of held-out data, nats a number: at least {bound} by the reverse "
+            f"diffusion, {flow} by the probability flow; Gaussian data have "
+            f"{number(likelihood['gaussian'], 4)}."
         )
     cells = table(["term", "distance", "floor"], [[escape(c) for c in row] for row in rows])
     return f'<h2>Error budget of samples</h2>\n{cells}\n<p class="note">{escape(note)}</p>'

@@ -17,10 +17,16 @@ import torch
 from torch import Tensor
 
 from hpc.ledger import Receipt
-from workflow.diffusion.action import Exploding, noised
+from workflow.diffusion.action import Exploding, Nats, ScoreAt, noise_nodes, noised
 from workflow.diffusion.budget import early_stopping, moved, total_variation_bound
 from workflow.diffusion.distances import FEWEST, compare, pixel_density, sliced_wasserstein
-from workflow.diffusion.likelihood import prior_variance, reverse
+from workflow.diffusion.likelihood import (
+    LOG_TWO_PI,
+    elbo,
+    log_density,
+    prior_variance,
+    reverse,
+)
 from workflow.runs import Run, load_run
 from workflow.scores.neural import WhitenedScore
 from workflow.stages.data import load_model, read_ensemble, read_places
@@ -31,7 +37,7 @@ BLOCK = "budget-0000"
 """Name of the part."""
 NUMBERS = 1 << 17
 """Numbers of all samples together: 128 of 32 x 32."""
-SAMPLES = (128, 4096)
+SAMPLES = (128, 2048)
 """Fewest and most samples, whatever their size."""
 STEPS = 40
 """Calls of the score for a sample: errors of the time step are then below all others."""
@@ -41,6 +47,10 @@ FOLLOWED_NUMBERS = 1 << 13
 """Numbers of these samples together."""
 DYNAMICS = {"reverse diffusion": 1.0, "probability flow": 0.0}
 """Members of the family with equal marginals, by their eta."""
+NODES = 16
+"""Noise levels of the likelihood bound."""
+DIRECTIONS = 64
+"""Most numbers of a snapshot for which a divergence is taken in every direction."""
 LARGE = 3.0
 """Least largest noise, in standard deviations, that hides the data well enough to start from."""
 
@@ -91,6 +101,7 @@ def budget_block(folder: str) -> Receipt:
     followed = moved(score, first, schedule, steps=STEPS, eta=1.0, generator=generator, exact=exact)
     found["score"] = followed.score
     found["prior"] = followed.start * _prior_distance(held, schedule, unit, generator)
+    found["likelihood"] = _likelihood(score, held, schedule, unit, generator)
     text = torch.tensor(list(json.dumps(found).encode()), dtype=torch.uint8)
     return save_part(run, BLOCK, {"text": text}, started)
 
@@ -104,6 +115,32 @@ def _white(run: Run, model: WhitenedScore, part: Any, wanted: int) -> tuple[Tens
 
 def _score(model: WhitenedScore, y: Tensor, t: Tensor) -> Tensor:
     return model(y, t.to(y).reshape(1))
+
+
+def _likelihood(
+    score: ScoreAt, x: Tensor, schedule: Exploding, unit: int, generator: torch.Generator
+) -> dict[str, Any]:
+    """Log density of held-out data under the two models of a score, nats a number.
+
+    `bound` of the reverse diffusion from below, `flow` of the probability flow, each a value and
+    its standard error, and what Gaussian data have.
+    """
+    numbers = x[0].numel()
+    few, many = FOLLOWED
+    every = -(-len(x) // min(many, max(few, FOLLOWED_NUMBERS // numbers)))
+    some, unit = x[::every], max(1, unit // every)
+    nodes = noise_nodes(schedule, NODES)
+    z = torch.randn((NODES, *some.shape), generator=generator)
+    probes = None
+    if numbers > DIRECTIONS:
+        probes = torch.randn((1, *some.shape), generator=generator).sign()
+    with torch.no_grad():
+        bound = elbo(score, some, z, schedule, nodes)
+        flow = log_density(score, some, schedule, steps=STEPS // 2, probes=probes)
+    models = {"bound": bound, "flow": flow}
+    found = {name: Nats.of(values / numbers, unit=unit) for name, values in models.items()}
+    told = {name: [one.value, one.standard_error] for name, one in found.items()}
+    return told | {"gaussian": -0.5 * (LOG_TWO_PI + 1), "snapshots": len(some)}
 
 
 def _prior_distance(x: Tensor, schedule: Exploding, unit: int, generator: torch.Generator) -> float:
