@@ -5,6 +5,7 @@ the folder `work` while things are killed, and compares its store with that of a
 this machine, bit by bit.
 """
 
+import contextlib
 import os
 import random
 import shutil
@@ -18,18 +19,47 @@ import yaml
 from hpc import slurm
 from hpc.control import read_state
 from hpc.jobs import read
-from workflow.runs import load_run
+from hpc.ledger import Ledger
 
+SYSTEM = '''
+"""Allen-Cahn fields whose steps take their time on any machine, and are counted."""
+
+import os
+import time
+
+from workflow.dynamics.allen_cahn import AllenCahn
+
+STEPS = open(os.environ["GFDT_STEPS"], "ab", buffering=0)  # appended to by all at once
+
+
+class Paced(AllenCahn):
+    pause: float = 0.02
+
+    def step(self, state, normals):
+        time.sleep(self.pause)
+        STEPS.write(b".")
+        return super().step(state, normals)
+'''
+"""Workers on few cores would slow each other down, and nothing scale."""
 EXPERIMENT = {
     "name": "faults",
     "seed": 3,
-    "system": {"kind": "allen_cahn", "grid": 8},
+    "system": {"kind": "paced:Paced", "grid": 8},
+    "ensemble": {
+        "members": 64,
+        "group": 8,
+        "spinup": 0.25,
+        "length": 10.0,
+        "save_every": 0.0625,
+        "chunk": "8KiB",
+    },
     "score": {"estimator": "gaussian"},
     "response": {"estimators": ["gaussian"], "max_lag": 4.0},
 }
-MANY = {"members": 64, "group": 8, "spinup": 4.0, "length": 80.0, "chunk": "8KiB"}
-"""20 segments of each of 8 groups, each segment of a fraction of a second."""
-PATIENCE = 1200
+"""41 segments of each of 8 groups, each of most of a second."""
+BLOCKS, SEGMENT = 41 * 8, 32
+"""Blocks of a run, and steps of one of them."""
+PATIENCE = 1800
 
 
 def settings(**cluster):
@@ -41,11 +71,13 @@ def start(work, runs, *options, **environment):
     """The driver of an ensemble, as a user starts it."""
     source = work / "faults.yaml"
     if not source.exists():
-        source.write_text(yaml.safe_dump(EXPERIMENT | {"ensemble": MANY}))
+        (work / "paced.py").write_text(SYSTEM)
+        source.write_text(yaml.safe_dump(EXPERIMENT))
+    runs.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "workflow.cli", "simulate", str(source), "--runs", str(runs)]
     return subprocess.Popen(
         [*command, *options],
-        env=os.environ | environment,
+        env=os.environ | {"GFDT_STEPS": str(runs / "steps")} | environment,
         stdout=subprocess.DEVNULL,
         stderr=(work / "driver.log").open("ab"),
     )
@@ -77,8 +109,19 @@ def fresh(work, name):
     return runs, runs / "faults"
 
 
+def receipts(folder):
+    """What is known of every block that is done; it changes when one is made again."""
+    ledger = Ledger(folder / "ledger" / "simulate", folder)
+    return {block: ledger.load(block) for block in ledger.done()}
+
+
 def blocks(folder):
-    return len(load_run(folder, folder.parent).ledger("simulate").done())
+    return len(Ledger(folder / "ledger" / "simulate", folder).done())
+
+
+def made_again(folder):
+    """Segments that were stepped in vain, in the parts that were done of them."""
+    return (folder.parent / "steps").stat().st_size / SEGMENT - BLOCKS
 
 
 def wait_for(condition, seconds=300.0, pause=0.2):
@@ -97,7 +140,8 @@ def workers(folder):
     for process in psutil.process_iter(["cmdline"]):
         line = " ".join(process.info["cmdline"] or ())
         if "dask_worker" in line and str(folder.resolve()) in line:
-            found += [p for p in process.children() if "spawn_main" in " ".join(p.cmdline())]
+            with contextlib.suppress(psutil.Error):  # on their way out
+                found += [p for p in process.children() if "spawn_main" in " ".join(p.cmdline())]
     return found
 
 
@@ -107,6 +151,10 @@ def alive(folder):
     return [j for j in slurm.jobs(ids) if j.state in ("PENDING", "RUNNING")]
 
 
+def running(folder):
+    return [job.id for job in alive(folder) if job.state == "RUNNING"]
+
+
 def state(folder):
     return read_state(folder)
 
@@ -114,18 +162,18 @@ def state(folder):
 def kill_workers(work, seed, *, kills=20, pause=3.0):
     """F1: a worker is killed every few seconds, by SIGKILL or with its job."""
     draw, expected = random.Random(seed), reference(work)
-    killed, survived, runs_made = 0, 0, 0
+    killed, survived, again = 0, 0, 0.0
     while killed < kills:
         runs, folder = fresh(work, "F1")
         driver, before = start(work, runs, *settings()), killed
         while driver.poll() is None:
             time.sleep(draw.uniform(0.5, 1.5) * pause)
             killed += kill_one(folder, draw)
-        runs_made += 1
         if finish(driver) and files(folder) == expected:
             survived += killed - before
-    unit = "runs were needed for so many"
-    return {"tried": killed, "survived": survived, "figure": runs_made, "unit": unit}
+        again += made_again(folder)
+    unit = "segments made again for each kill"
+    return {"tried": killed, "survived": survived, "figure": round(again / killed, 2), "unit": unit}
 
 
 def kill_one(folder, draw):
@@ -135,7 +183,7 @@ def kill_one(folder, draw):
     victims = workers(folder)
     if not victims:
         return 0
-    jobs = [job.id for job in alive(folder) if job.state == "RUNNING"]
+    jobs = running(folder)
     if jobs and draw.random() < 0.5:
         slurm.cancel([draw.choice(jobs)], signal="KILL")
     else:
@@ -147,28 +195,39 @@ def kill_drivers(work, seed, *, kills=20):
     """F2: the driver is killed at random moments; its workers must leave by themselves."""
     draw, expected = random.Random(seed), reference(work)
     runs, folder = fresh(work, "F2")
-    killed, slowest = 0, 0.0
-    while killed < kills:
-        driver = start(work, runs, *settings())
-        time.sleep(draw.uniform(2.0, 25.0))
+    kept, left, first, lost, good = {}, [], [], 0, True
+    while len(left) < kills and good:
+        driver, since, seen = start(work, runs, *settings()), time.monotonic(), len(kept)
+        moment = since + draw.uniform(5.0, 30.0)
+        while driver.poll() is None and time.monotonic() < moment:
+            time.sleep(0.2)
+            if seen is not None and blocks(folder) > seen:
+                first.append(time.monotonic() - since)
+                seen = None
         if driver.poll() is not None:  # all is done: begin again
-            if files(folder) != expected:
-                break
-            shutil.rmtree(runs)
+            good = intact(folder, expected, kept) and made_again(folder) <= 3 * lost
+            (runs, folder), kept, lost = fresh(work, "F2"), {}, 0
             continue
         driver.kill()
         driver.wait()
-        killed += 1
-        if folder.is_dir():
-            left = wait_for(lambda: not [j for j in alive(folder) if j.state == "RUNNING"])
-            slowest = max(slowest, left)
-    good = finish(start(work, runs, *settings())) and files(folder) == expected
+        lost += 1
+        left.append(wait_for(lambda f=folder: not running(f)))
+        kept = receipts(folder)
+    good = good and finish(start(work, runs, *settings())) and intact(folder, expected, kept)
+    good = good and made_again(folder) <= 3 * lost
     return {
-        "tried": killed,
-        "survived": killed * good,
-        "figure": round(slowest, 1),
-        "unit": "s until the last orphaned worker had left",
+        "tried": len(left),
+        "survived": len(left) * good,
+        "figure": round(max(first), 1),
+        "unit": "s from the next start to a new block at most; the workers of the killed one "
+        f"had left in {max(left):.1f} s",
     }
+
+
+def intact(folder, expected, kept):
+    """Whether the store is the undisturbed one, and nothing that was done was made again."""
+    now = receipts(folder)
+    return files(folder) == expected and all(now[block] == one for block, one in kept.items())
 
 
 def short_walltime(work, seed):
@@ -179,7 +238,12 @@ def short_walltime(work, seed):
     logs = "".join(p.read_text(errors="replace") for p in folder.glob("logs/*"))
     good = good and files(folder) == expected and "KilledWorker" not in logs
     jobs = len(read(folder))
-    return {"tried": jobs, "survived": jobs * good, "figure": jobs, "unit": "jobs of 1 minute"}
+    return {
+        "tried": jobs,
+        "survived": jobs * good,
+        "figure": round(100 * made_again(folder) / BLOCKS, 1),
+        "unit": "% of the work made again, in jobs of 1 minute",
+    }
 
 
 FAILING = """#!{python}
@@ -257,21 +321,33 @@ def scaling(work, seed):
     expected = reference(work)
     runs, folder = fresh(work, "F6")
     driver = start(work, runs, *settings(max_jobs=1))
-    wait_for(lambda: (s := state(folder)) is not None and s.running == 1)
-    seconds = []
-    for jobs in (3, 1):
-        command = [sys.executable, "-m", "workflow.cli", "scale", str(folder), "--max-jobs"]
-        subprocess.run([*command, str(jobs)], check=True, stdout=subprocess.DEVNULL)
-        seconds.append(wait_for(lambda: (s := state(folder)) is None or s.running == jobs))  # noqa: B023
-        if state(folder) is None:
-            raise RuntimeError("the run ended before its jobs could be counted; make it longer")
+    wait_for(lambda: blocks(folder) > 0)
+    alone = 20 / pace(folder, 20)
+    scale(folder, 3)
+    together = 60 / pace(folder, 60)
+    fewer = scale(folder, 1)
     good = finish(driver) and files(folder) == expected
     return {
         "tried": 2,
         "survived": 2 * good,
-        "figure": round(seconds[1], 1),
-        "unit": f"s to let two go after their block ({seconds[0]:.1f} s to start two)",
+        "figure": round(together / alone, 2),
+        "unit": f"times as fast on 3 jobs as on 1; two were let go in {fewer:.1f} s",
     }
+
+
+def scale(folder, jobs):
+    """Seconds until a run has so many jobs."""
+    since = time.monotonic()
+    command = [sys.executable, "-m", "workflow.cli", "scale", str(folder), "--max-jobs"]
+    subprocess.run([*command, str(jobs)], check=True, stdout=subprocess.DEVNULL)
+    wait_for(lambda: state(folder).running == jobs)
+    return time.monotonic() - since
+
+
+def pace(folder, count):
+    """Seconds of so many blocks."""
+    before = blocks(folder)
+    return wait_for(lambda: blocks(folder) >= before + count, pause=0.02)
 
 
 FAULTS = {

@@ -46,17 +46,25 @@ def table(rows):
         "",
         "Made by `python benchmarks/reliability.py` on a private Slurm of 3 nodes on one machine",
         f"({platform.machine()}, {os.cpu_count()} cores). *Survived*: the run ended, and its store",
-        "is bit for bit that of an undisturbed run.",
+        "is bit for bit that of an undisturbed run. *Load*: processes that wanted the cores as it",
+        "ended; other work ran beside it.",
         "",
-        "| fault | tried | survived | figure | wall |",
-        "|---|---|---|---|---|",
+        "| fault | tried | survived | figure | wall | load |",
+        "|---|---|---|---|---|---|",
     ]
-    for name, row in sorted(rows.items()):
-        figure = f"{row['figure']} {row['unit']}"
-        lines.append(
-            f"| {name} | {row['tried']} | {row['survived']} | {figure} | {row['seconds']} s |"
-        )
+    for name, row in sorted(rows.items(), key=lambda one: int(one[0].split()[0][1:])):
+        cells = [name, row["tried"], row["survived"], f"{row['figure']} {row['unit']}"]
+        cells += [f"{row['seconds']} s", row["load"]]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
+
+
+def publish(name, row):
+    """Put a row among those there are."""
+    rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    rows[name] = row
+    RESULTS.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n")
+    RESULTS.with_suffix(".md").write_text(table(rows))
 
 
 def main():
@@ -67,18 +75,19 @@ def main():
     args = parser.parse_args()
     work = args.work or Path(tempfile.mkdtemp(prefix="gfdt-faults-"))
     work.mkdir(parents=True, exist_ok=True)
-    rows = json.loads(RESULTS.read_text()) if args.only and RESULTS.exists() else {}
+    if not args.only:
+        RESULTS.unlink(missing_ok=True)
     ours = use_private_slurm()
     try:
         for name, fault in faults().items():
             if args.only and name.split()[0] not in args.only:
                 continue
             started = time.monotonic()
-            rows[name] = fault(work, args.seed)
-            rows[name]["seconds"] = round(time.monotonic() - started)
-            print(name, json.dumps(rows[name]), flush=True)
-            RESULTS.write_text(json.dumps(rows, indent=2, sort_keys=True) + "\n")
-            RESULTS.with_suffix(".md").write_text(table(rows))
+            row = fault(work, args.seed)
+            row["seconds"] = round(time.monotonic() - started)
+            row["load"] = round(os.getloadavg()[0])
+            print(name, json.dumps(row), flush=True)
+            publish(name, row)
     finally:
         if ours:
             subprocess.run([HERE.parent / "slurm/dev/down"], check=True)

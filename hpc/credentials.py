@@ -14,6 +14,9 @@ import distributed
 
 PREFIX = ".tls-"
 
+FILES = ("ca_file", "cert", "key")
+"""Each in a file `<name>.pem`."""
+
 
 @dataclass(frozen=True)
 class Credentials:
@@ -39,16 +42,20 @@ def temporary_credentials(folder: Path) -> Iterator[Credentials]:
     security = distributed.Security.temporary()
     private = Path(tempfile.mkdtemp(prefix=PREFIX, dir=folder.resolve()))  # mode 0700
     try:
-        options: list[str] = []
-        for key in ("ca_file", "cert", "key"):
+        for key in FILES:
             path = private / f"{key}.pem"
             handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(handle, "w") as file:
                 file.write(security.get_tls_config_for_role("worker")[key])
-            options += [f"--tls-{key.replace('_', '-')}", str(path)]
-        yield Credentials(security, tuple(options))
+        yield Credentials(security, tls_options(private))
     finally:
         shutil.rmtree(private, ignore_errors=True)
+
+
+def tls_options(private: Path) -> tuple[str, ...]:
+    """Options of the command `dask worker` for the files in a folder of credentials."""
+    pairs = ((f"--tls-{key.replace('_', '-')}", str(private / f"{key}.pem")) for key in FILES)
+    return tuple(word for pair in pairs for word in pair)
 
 
 def forget_credentials(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import distributed
 
 from hpc import control, slurm
-from hpc.credentials import temporary_credentials
+from hpc.credentials import PREFIX, temporary_credentials, tls_options
 from hpc.errors import LaunchError, MachineError
 from hpc.job_script import Jobs, job_script, lifetime, site, worker_environment
 from hpc.jobs import job_name, record
@@ -54,20 +55,11 @@ def slurm_client(jobs: Jobs, *, workers: int, log_dir: Path) -> Iterator[distrib
         address = cluster.scheduler_address
 
         def submit(worker: str) -> str:
-            text = job_script(
-                jobs,
-                address,
-                name=worker,
-                options=credentials.options,
-                environment=worker_environment(),
-            )
-            log = str(log_of(folder, "%j")).replace("%", "%%").replace("%%j", "%j")
+            text = worker_script(jobs, address, worker, credentials.options)
             with tempfile.NamedTemporaryFile("w", suffix=".sh") as file:
                 file.write(text)
                 file.flush()
-                # Here, not in the text: names of folders hold anything.
-                named = [f"--job-name={name}", f"--output={log}", f"--error={log}"]
-                job = slurm.submit(Path(file.name), named, patience=0.0)
+                job = slurm.submit(Path(file.name), submit_options(folder), patience=0.0)
             record(folder, job, ROLE)
             return job
 
@@ -82,6 +74,35 @@ def slurm_client(jobs: Jobs, *, workers: int, log_dir: Path) -> Iterator[distrib
             with contextlib.suppress(MachineError):
                 slurm.cancel(left, patience=PATIENCE)
             cancel_named(name)  # one whose sbatch was interrupted is in no list
+
+
+def worker_script(jobs: Jobs, address: str, worker: str, options: tuple[str, ...]) -> str:
+    """Text of the job of a worker of that name, for a scheduler at that address.
+
+    Raises:
+        LaunchError: the site's configuration cannot be used.
+    """
+    return job_script(jobs, address, name=worker, options=options, environment=worker_environment())
+
+
+def submit_options(folder: Path) -> list[str]:
+    """Options of sbatch for the workers of a run folder.
+
+    Not in the script: names of folders hold anything.
+    """
+    log = str(log_of(folder, "%j")).replace("%", "%%").replace("%%j", "%j")
+    return [f"--job-name={job_name(folder, ROLE)}", f"--output={log}", f"--error={log}"]
+
+
+def planned_worker(jobs: Jobs, folder: Path) -> str:
+    """The command and the text that submit a worker of a run which has no scheduler yet.
+
+    Errors as `worker_script`.
+    """
+    folder = folder.resolve()
+    options = tls_options(folder / f"{PREFIX}XXXX")
+    text = worker_script(jobs, "tls://DRIVER:PORT", "worker-N", options)
+    return f"# {shlex.join(['sbatch', *submit_options(folder)])}\n{text}"
 
 
 def cancel_named(name: str) -> None:

@@ -28,6 +28,7 @@ from workflow.options import (
     Dims,
     DryRun,
     Estimator,
+    Force,
     Homogeneous,
     Json,
     MaxLag,
@@ -64,13 +65,17 @@ def _go(
     verbose: int,
     quiet: bool,
     shelf: Path,
+    force: bool,
 ) -> None:
     from workflow.stages.pipeline import STAGES as ALL
     from workflow.stages.pipeline import run_stages
+    from workflow.stages.plan import refuse_many_files
     from workflow.stages.status import status as status_of
 
     if quiet or as_json:
         logging.getLogger("workflow").setLevel(logging.ERROR)
+    if not force:
+        refuse_many_files(run)
     with Progress(quiet=quiet or as_json, verbose=verbose) as progress:
         try:
             run_stages(run, stages or ALL, command=" ".join(sys.argv), notify=progress)
@@ -111,6 +116,7 @@ STAGES = {
 def _stage_command(name: str) -> Callable[..., None]:
     def command(
         experiment: Source,
+        force: Force = False,
         settings: Settings = None,
         runs: Runs = HERE,
         catalogs: Catalogs = None,
@@ -121,7 +127,7 @@ def _stage_command(name: str) -> Callable[..., None]:
         from workflow.opening import open_run
 
         run, shelf = open_run(experiment, runs, settings or []), shelf_of(runs, catalogs)
-        _go(run, (name,), as_json, verbose, quiet, shelf)
+        _go(run, (name,), as_json, verbose, quiet, shelf, force)
 
     return command
 
@@ -140,6 +146,7 @@ def _data_command(name: str) -> Callable[..., None]:
         estimator: Estimator = None,
         run_name: RunName = None,
         dry_run: DryRun = False,
+        force: Force = False,
         settings: Settings = None,
         runs: Runs = HERE,
         catalogs: Catalogs = None,
@@ -156,12 +163,12 @@ def _data_command(name: str) -> Callable[..., None]:
             run = open_run(str(experiment), runs, settings or [])
             if dry_run:
                 return tell_plan(run, as_json, quiet, source=str(experiment))
-            return _go(run, stages, as_json, verbose, quiet, shelf)
+            return _go(run, stages, as_json, verbose, quiet, shelf, force)
         run, told = open_own_data(own, runs, settings or [])
         if dry_run:
             return tell_plan(run, as_json, quiet)
         tell(None, [] if as_json else told, False, quiet)
-        _go(run, None, as_json, verbose, quiet, shelf)
+        _go(run, None, as_json, verbose, quiet, shelf, force)
 
     return command
 
@@ -193,7 +200,7 @@ def report(
 
     if len(names) == 1 and out is None:
         run, shelf = open_run(names[0], runs, settings or []), shelf_of(runs, catalogs)
-        return _go(run, ("report",), as_json, verbose, quiet, shelf)
+        return _go(run, ("report",), as_json, verbose, quiet, shelf, force=True)
     if len(names) == 1 or settings:
         raise UserError("--out is of a comparison and --set of a single run; give 2 runs, no --set")
     found = [load_run(name, runs) for name in names]

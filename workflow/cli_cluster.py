@@ -11,6 +11,7 @@ import typer
 from workflow.options import (
     HERE,
     DryRun,
+    Force,
     Json,
     Name,
     Quiet,
@@ -45,7 +46,7 @@ def submit(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="print the job scripts and write nothing")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="whatever the number of files")] = False,
+    force: Force = False,
     settings: Settings = None,
     runs: Runs = HERE,
     as_json: Json = False,

@@ -47,7 +47,7 @@ def tell_plan(
     run: Run, as_json: bool, quiet: bool, *, source: str = "", templates: Path = SLURM
 ) -> None:
     """Print the plan of a run; its job scripts where any of it is a Slurm job."""
-    from workflow.stages.jobs import on_a_cluster, plan_jobs, python_path, scripts
+    from workflow.stages.jobs import on_a_cluster, plan_jobs, plan_workers, python_path, scripts
     from workflow.stages.plan import plan as plan_of
     from workflow.stages.plan import too_many_files
 
@@ -61,6 +61,9 @@ def tell_plan(
         lines.append(f"warning: {warning}")
     if on_a_cluster(run):
         planned = plan_jobs(run, templates=templates, where=python_path(source))
+        workers = plan_workers(run)
         lines += ["", *scripts(planned)]
-        found["jobs"] = {job.title: job.script for job in planned}
+        for title, text in workers.items():
+            lines += [f"# ==> {title}", text]
+        found["jobs"] = {job.title: job.script for job in planned} | workers
     tell(found | {"warning": warning}, lines, as_json, quiet)

@@ -28,6 +28,7 @@ Runs = Annotated[Path, typer.Option("--runs", help="where run folders live")]
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="say more")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="say nothing but errors")]
+Force = Annotated[bool, typer.Option("--force", help="whatever the number of files")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="only tell what would be done")]
 SiteName = Annotated[
     str | None, typer.Option("--site", metavar="NAME|FILE", help="the cluster, as a site file")

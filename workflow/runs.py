@@ -131,7 +131,7 @@ class Run:
         """Time steps before the first saved interval."""
         return round(self.experiment.ensemble.spinup / self.system.dt)
 
-    @property
+    @cached_property
     def groups(self) -> list[range]:
         """Members stepped together, in fixed groups."""
         members, size = self.experiment.ensemble.members, self.experiment.ensemble.group
@@ -257,7 +257,7 @@ class Run:
             return math.ceil(target / chunk) * chunk
         return target
 
-    @property
+    @cached_property
     def sum_blocks(self) -> list[range]:
         """Saved times of every block of sums."""
         size = self.sum_times

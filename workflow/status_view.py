@@ -12,6 +12,9 @@ from rich.table import Table
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 
+WORDS = 12
+"""Letters of the first column, `groups 10-11`."""
+
 ROWS = 16
 """Most rows of groups of members; more share rows."""
 
@@ -53,6 +56,8 @@ def log_line(found: Found) -> str:
         words.append(f"eta_s={rate['seconds_left']}")
     states = Counter(job["state"] for job in found["jobs"] if "left" in job)
     words += [f"jobs_{state.lower()}={count}" for state, count in sorted(states.items())]
+    if found["pool"] is not None:
+        words.append(f"jobs_max={found['pool']['max_jobs']}")
     if not _alive(found):
         words.append("driver=none")
     return " ".join(words)
@@ -60,17 +65,25 @@ def log_line(found: Found) -> str:
 
 def picture(found: Found) -> Group:
     """A status for a terminal: bars by stage and by group of members, then the facts."""
-    bars = Table.grid(padding=(0, 1))
+    bars = _grid()
     for stage, one in _stages(found):
         bar = ProgressBar(total=max(1, one["blocks"]), completed=one["done"], width=40)
         bars.add_row(stage, bar, f"{one['done']} of {one['blocks']}")
     parts: list[Any] = [f"[bold]{found['name']}[/bold] in {found['folder']}", bars]
     if found["groups"] and "simulate" in _open(found):
         parts.append(_members(found))
-    facts = Table.grid(padding=(0, 1))
+    facts = _grid()
     for word, text in _facts(found):
         facts.add_row(word, _plain(text))
     return Group(*parts, facts)
+
+
+def _grid() -> Table:
+    """Rows whose words are as wide as those of all others."""
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(min_width=WORDS)
+    grid.add_column()
+    return grid
 
 
 def _plain(text: str) -> str:
@@ -79,7 +92,7 @@ def _plain(text: str) -> str:
 
 def _members(found: Found) -> Table:
     """Time-blocks done of every group of members; neighbours share a row where there are many."""
-    done, rows = found["groups"], Table.grid(padding=(0, 1))
+    done, rows = found["groups"], _grid()
     share = -(-len(done) // ROWS)
     for first in range(0, len(done), share):
         part = done[first : first + share]
@@ -139,7 +152,8 @@ def _facts(found: Found) -> list[tuple[str, str]]:
     facts += _who(found)
     facts.append(("report", found["report"] or "not yet"))
     if not found["finished"] and not _alive(found):
-        again = "gfdt submit" if found["jobs"] else "gfdt run"
+        submitted = any(job["role"] not in ("worker", "train") for job in found["jobs"])
+        again = "gfdt submit" if submitted else "gfdt run"
         facts.append(("next", f"nobody works on it; continue with: {again} {found['name']}"))
     return facts
 
@@ -157,11 +171,23 @@ def _who(found: Found) -> list[tuple[str, str]]:
             workers[job["state"]] += 1
         else:
             facts.append((f"job {job['id']}", _job(job)))
-    if workers:
+    if found["pool"] is not None:
+        facts.append(("workers", _pool(found["pool"])))
+    elif workers:
         facts.append(("workers", ", ".join(f"{n} {state}" for state, n in workers.items())))
     if found["slurm"]:
         facts.append(("slurm", f"not known: {found['slurm']}"))
     return facts
+
+
+def _pool(pool: Mapping[str, Any]) -> str:
+    """Worker jobs as their driver counts them."""
+    low, high = pool["min_jobs"], pool["max_jobs"]
+    words = [f"{pool['running']} at work", f"{pool['queued']} on their way"]
+    if pool["leaving"]:
+        words.append(f"{pool['leaving']} ending after their present block")
+    told = f"{', '.join(words)}; {low} to {high} allowed" if high else "paused by gfdt scale"
+    return f"{told}; {pool['note']}" if pool["note"] else told
 
 
 def _job(job: Mapping[str, Any]) -> str:

@@ -109,6 +109,19 @@ def test_a_chain_of_jobs_makes_what_one_machine_makes(work, gfdt, local):
     assert status(load_run("tiny", work / "runs"))["finished"]
 
 
+def test_a_chain_whose_jobs_have_worker_jobs_makes_the_same(work, local):
+    """Drivers on one node, workers on others."""
+    pool = ("kind=slurm", "max_jobs=2", "memory=1GiB", "walltime=10m")
+    wide = [f"cluster.{part}.{one}" for part in ("simulate", "analyse") for one in pool]
+    run, ids = submitted(work, *wide)
+    until(lambda: set(states(ids)) <= {"COMPLETED", "FAILED", "CANCELLED"}, logs(run.folder))
+    assert states(ids) == ["COMPLETED"] * 3, logs(run.folder)()
+    assert response(run.folder) == local
+    workers = [entry.id for entry in jobs.read(run.folder) if entry.role == "worker"]
+    assert len(workers) >= 3
+    until(lambda: not {"PENDING", "RUNNING"} & set(states(workers)), "workers are left")
+
+
 def test_a_driver_goes_on_after_its_walltime_and_after_a_kill(work, local):
     """The end of the walltime is told by the signal that Slurm sends before it."""
     run, [job] = submitted(work, driver="job")

@@ -44,6 +44,7 @@ from workflow.stages.states import (
     save_part,
     states_block,
     units_in,
+    units_of,
 )
 
 DATA = "data"
@@ -93,11 +94,9 @@ def _states(run: Run) -> dict[str, tuple]:
 
 
 def _identities(run: Run) -> dict[str, tuple]:
+    groups = sorted({unit.member // run.experiment.ensemble.group for unit in units_of(run)})
     return {
-        f"identities-{name}-g{group:04d}": (name, group)
-        for name in run.learned
-        for group in range(len(run.groups))
-        if units_in(run, group)
+        f"identities-{name}-g{group:04d}": (name, group) for name in run.learned for group in groups
     }
 
 

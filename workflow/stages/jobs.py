@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from hpc.slurm_pool import planned_worker
 from workflow.machines import JobConfig, PoolConfig
 from workflow.runs import Run
 from workflow.sites import SLURM
 from workflow.stages.pipeline import expected_blocks
 from workflow.stages.planned_job import PlannedJob, planned_job, train_job
+from workflow.stages.pools import jobs_of
 
 Driver = Literal["chain", "job"]
 
@@ -49,6 +51,20 @@ def plan_jobs(
         *found,
         _driver_job(run, "stage:analyse", "analyse", "run", pools, templates, where),
     ]
+
+
+def plan_workers(run: Run) -> dict[str, str]:
+    """What submits one worker of every pool of Slurm jobs, by the words that tell which it is.
+
+    Raises:
+        LaunchError: the site's configuration cannot be used.
+    """
+    cluster, found = run.experiment.cluster, {}
+    for section, pool in (("simulate", cluster.simulate), ("analyse", cluster.analyse)):
+        if pool.kind == "slurm":
+            title = f"worker of {section}, {pool.min_jobs} to {pool.max_jobs} of them"
+            found[title] = planned_worker(jobs_of(pool), run.folder)
+    return found
 
 
 def on_a_cluster(run: Run) -> bool:

@@ -15,7 +15,7 @@ from hpc.errors import MachineError
 from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 from workflow.interfaces import DTYPES, UserError
-from workflow.runs import Run
+from workflow.runs import Run, load_run
 from workflow.stages.pipeline import expected_blocks
 
 PILOT_SECONDS = 0.5
@@ -53,13 +53,18 @@ def chunk_files(run: Run) -> int:
 
 
 def refuse_many_files(run: Run) -> None:
-    """Refuse a run whose number of files breaks quotas.
+    """Refuse to begin, or to extend, a run whose number of files breaks quotas.
+
+    One that was begun with so many goes on: it was asked for.
 
     Raises:
         UserError: there would be more than `MOST_FILES`.
     """
     told = too_many_files(run)
-    if told:
+    if told is None:
+        return
+    begun = (run.folder / "experiment.yaml").is_file()
+    if not begun or chunk_files(load_run(run.folder, run.folder.parent)) < chunk_files(run):
         raise UserError(f"{told}, or give --force")
 
 

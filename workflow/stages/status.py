@@ -16,6 +16,7 @@ from typing import Any
 
 from hpc import jobs, slurm
 from hpc.batch import ENDED
+from hpc.control import read_state
 from hpc.errors import CorruptBlock, MachineError
 from hpc.lease import holder_of, is_alive
 from hpc.ledger import PACKED, SUFFIX, Ledger
@@ -39,7 +40,9 @@ def status(run: Run) -> dict[str, Any]:
         `groups`: blocks of the ensemble done by each group of members, `group_blocks` of them
         expected; `quarantined`: members left out because they became non-finite; `driver`: who
         works or last worked in the folder; `jobs`: those in the queue, and of each role the last
-        one that ended; `slurm`: why the queue is not known; `training`: the last steps and losses;
+        one that ended; `pool`: worker jobs as their driver counts them, while it has any, see
+        `hpc.control.PoolState`; `slurm`: why the queue is not known; `training`: the last steps and
+        losses;
         `rate`: blocks (steps) per second and seconds left of the stage that is running;
         `core_hours` of finished blocks; `stein`: raw Stein errors of a finished run.
     """
@@ -56,6 +59,9 @@ def status(run: Run) -> dict[str, Any]:
     page = run.folder / "report" / "index.html"
     report = str(page) if page.is_file() else None
     queue, trouble = _jobs(run)
+    driver = _driver(run)
+    # A dead one leaves its last word.
+    pool = read_state(run.folder) if driver and driver["alive"] else None
     return {
         "name": run.experiment.name,
         "folder": str(run.folder),
@@ -64,8 +70,9 @@ def status(run: Run) -> dict[str, Any]:
         "groups": _groups(run, found["simulate"]),
         "group_blocks": stages["simulate"]["blocks"] // len(run.groups),
         "quarantined": sorted({*run.quarantined, *quarantined(run.ledger("direct"))}),
-        "driver": _driver(run),
+        "driver": driver,
         "jobs": queue,
+        "pool": asdict(pool) if pool else None,
         "slurm": trouble,
         "training": training,
         "rate": _rate(run, stages, training),
