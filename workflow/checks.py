@@ -7,6 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 from workflow.diffusion import build_process
+from workflow.diffusion.distances import FEWEST
 from workflow.diffusion.sampling import check_sampler
 from workflow.dynamics.engines import check_engine
 from workflow.dynamics.noise import check_steps
@@ -143,6 +144,14 @@ def _check_samples(run: Run) -> None:
     how = config.model_dump(include={"eta", "stop", "grid"})
     check_sampler(process, config.sampler, nfe=config.nfe, **how)
     if config.compare is not None:
+        held = run.held_out
+        pieces = math.ceil(2 * FEWEST / len(held.members))
+        if min(len(held.times), 2 * config.members // len(held.members)) < pieces:
+            raise UserError(
+                f"sample.compare: {len(held.members)} members x {len(held.times)} times are held "
+                f"out for {config.members} samples; a distance needs {2 * FEWEST} or more of "
+                "both: raise score.split.test, ensemble.length or sample.members"
+            )
         for name, nfe in product(config.compare.samplers, config.compare.nfe):
             check_sampler(process, name, nfe=nfe)
 

@@ -130,7 +130,11 @@ def complete_samples(
             stop = min(first + size, members)
             name = f"{key}-{setting:03d}-{first:07d}-{stop}"
             blocks[name] = (str(run.folder), wanted, name, setting, range(first, stop))
-    ledger.drop(*(set(kept) - set(blocks)))
+    for name in set(kept) - set(blocks):
+        files = ledger.load(name).files
+        ledger.drop(name)
+        for file in files:  # a chunk that is not full cannot grow
+            (run.folder / file).unlink(missing_ok=True)
     if set(blocks) - set(kept):
         run.ledger("frames").drop(wanted.store)  # it may grow
     _lay_out(run, wanted, members, size)

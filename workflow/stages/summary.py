@@ -17,6 +17,7 @@ from workflow.stages.budget import budget_of
 from workflow.stages.data import load_whitening
 from workflow.stages.nats import nats_of
 from workflow.stages.overview import REFERENCES, compare, overview
+from workflow.stages.quality import quality_of
 
 DIGITS = 6
 """Significant digits of a number in `summary.json`."""
@@ -52,6 +53,7 @@ def summarise(
         "score_error_standard_error": spread,
         "path_kl": (nats := nats_of(run)),
         "error_budget": budget_of(run, nats),
+        "samples": quality_of(run),
         "checks": checks(run),
         "wall_seconds": wall_times(run),
         "versions": versions(),
