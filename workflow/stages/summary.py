@@ -13,6 +13,7 @@ import xarray as xr
 from workflow.quarantine import SPINUP, quarantined
 from workflow.runs import Run, versions, wall_times
 from workflow.scores.neural import WhitenedScore
+from workflow.stages.budget import budget_of
 from workflow.stages.data import load_whitening
 from workflow.stages.nats import nats_of
 from workflow.stages.overview import REFERENCES, compare, overview
@@ -55,7 +56,8 @@ def summarise(
         "responses": overview(every or {}),
         "score_error": errors,
         "score_error_standard_error": spread,
-        "path_kl": nats_of(run),
+        "path_kl": (nats := nats_of(run)),
+        "error_budget": budget_of(run, nats),
         "samples": quality_of(run),
         "tails": tails or {},
         "checks": checks(run),
