@@ -18,6 +18,7 @@ from workflow.cli_forecast import forecast
 from workflow.cli_init import init
 from workflow.cli_matrix import matrix
 from workflow.cli_plan import plan, tell_plan
+from workflow.cli_sample import sample
 from workflow.cli_scale import scale
 from workflow.cli_status import status
 from workflow.interfaces import UserError
@@ -228,6 +229,7 @@ for _name, _help in STAGES.items():
 app.command("report")(report)
 app.command("forecast")(forecast)
 app.command("matrix")(matrix)
+app.command("sample")(sample)
 app.command("plan")(plan)
 app.command("submit")(submit)
 app.command("status")(status)
