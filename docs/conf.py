@@ -57,15 +57,16 @@ def _escape(found: re.Match[str]) -> str:
     return f"\\{found[0]}"
 
 
-def generative(_app, name, content):
-    """The page of generative methods is listed where it is."""
+def methods(_app, name, content):
+    """Pages that the index does not name are those of the generative methods."""
     if name == "index":
-        there = (DOCS / "generative.md").is_file()
-        content[0] = content[0].replace("GENERATIVE\n", "generative\n" if there else "")
+        named = set(re.findall(r"^[a-z_]+$", content[0], re.MULTILINE)) | {"index"}
+        others = sorted(page.stem for page in DOCS.glob("*.md") if page.stem not in named)
+        content[0] = content[0].replace("METHODS\n", "".join(f"{one}\n" for one in others))
 
 
 def setup(app):
     """Called by Sphinx."""
     write_contracts(DOCS.parent, GENERATED)
     app.connect("autodoc-process-docstring", literal, priority=100)
-    app.connect("source-read", generative)
+    app.connect("source-read", methods)

@@ -122,7 +122,7 @@ def small_run(tmp_path_factory):
     (home / "small.yaml").write_text(yaml.safe_dump(experiment))
     run = open_run(str(home / "small.yaml"), home / "runs")
     with distributed.Client(
-        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=None
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0"
     ) as client:
         run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
     return run

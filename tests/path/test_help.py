@@ -47,7 +47,7 @@ def test_there_is_nothing_but_these_commands():
     single = {" ".join(words) for words in commands()}
     assert single >= {
         *("run simulate train evaluate respond report plan submit status scale cancel").split(),
-        *("forecast matrix verify repair doctor archive init").split(),
+        *("forecast matrix sample verify repair doctor archive init").split(),
         *(f"catalog {word}" for word in ("ls", "show", "add", "rm", "esm")),
     }
 
