@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
     """
     for item in items:
         slurm = "slurm_cluster" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else item.module.__name__))
+        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else str(item.path)))
 
 
 def free_ports(count):
