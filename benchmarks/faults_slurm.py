@@ -168,7 +168,8 @@ def kill_workers(work, seed, *, kills=20, pause=3.0):
         driver, before = start(work, runs, *settings()), killed
         while driver.poll() is None:
             time.sleep(draw.uniform(0.5, 1.5) * pause)
-            killed += kill_one(folder, draw)
+            if killed < kills:
+                killed += kill_one(folder, draw)
         if finish(driver) and files(folder) == expected:
             survived += killed - before
         again += made_again(folder)
