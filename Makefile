@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS)
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "adding what the tests need"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[mpich,catalog,test]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[mpich,catalog,esm,browser,test]"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -32,7 +32,7 @@ check: $(VENV)/.installed-test
 	PYTHONPATH=. $(BIN)/lint-imports --no-logo
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: check
 	$(BIN)/python -m pytest -m "not soak"

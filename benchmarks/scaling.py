@@ -196,9 +196,7 @@ def report(folder, full):
     print("# Scaling: constants, and the model where it was checked\n")
     command = "python benchmarks/scaling.py" + (" --full" if full else "")
     load = os.getloadavg()[0]
-    print(
-        f"`{command}`, {len(os.sched_getaffinity(0))} cores shared with others, load {load:.0f}.\n"
-    )
+    print(f"`{command}`, {len(os.sched_getaffinity(0))} cores, load before {load:.1f}.\n")
     print("## Driver: blocks that take no time, workers in its own process\n")
     print(
         "| workers | blocks | driver CPU, ms/block | disk wait, ms/block | wall, ms/block | MiB |"

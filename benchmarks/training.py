@@ -21,6 +21,7 @@ import torch
 
 from hpc.backends import open_client
 from hpc.launch import launch_ranks
+from hpc.launchers import Layout
 from workflow.opening import open_run
 from workflow.runs import load_run
 from workflow.stages.data import load_estimator, read_ensemble
@@ -57,7 +58,7 @@ def trained(rounds: int) -> dict:
         launch_ranks(
             "training_rank",
             [str(rounds), port],
-            ranks=2,
+            layout=Layout(2),
             log=Path(folder) / "log",
             environment={"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), PATH])},
             echo=lines.append,

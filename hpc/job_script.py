@@ -20,6 +20,7 @@ from hpc import slurm
 from hpc.deadline import DEADLINE, START
 from hpc.errors import LaunchError, MachineError
 from hpc.rank import ONE_THREAD
+from hpc.scripts import slurm_time
 
 USUAL = {"cores": 1, "memory": "4GiB", "walltime": "00:30:00"}
 """Where neither the experiment nor the site says anything."""
@@ -181,7 +182,7 @@ def job_script(
                 # "1GB" would be 954 MiB to Slurm.
                 memory=f"{memory(jobs) // 2**20}MiB",
                 processes=1,  # Dask loses jobs of several for good
-                walltime=_clock(life.walltime),
+                walltime=slurm_time(life.walltime),
                 queue=jobs.queue,
                 account=jobs.account,
                 interface=jobs.interface,
@@ -217,9 +218,3 @@ def _slurm_job() -> Any:
     finally:
         signal.signal(signal.SIGINT, before)
     return SLURMJob
-
-
-def _clock(seconds: float) -> str:
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}"

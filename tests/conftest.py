@@ -22,6 +22,15 @@ DEV = Path(__file__).parents[1] / "slurm" / "dev"
 NODES = 3
 
 
+def pytest_collection_modifyitems(items):
+    """Side by side (`-n 2 --dist loadgroup`): all tests of the Slurm in one process, so that one is
+    enough, and those of a module together, which share what the module made.
+    """
+    for item in items:
+        slurm = "slurm_cluster" in item.fixturenames
+        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else item.module.__name__))
+
+
 def free_ports(count):
     """First of so many neighbouring ports that nobody listens on, below the ephemeral ones."""
     for first in random.SystemRandom().sample(range(17200, 32000, 8), 100):
@@ -85,4 +94,33 @@ def in_process(monkeypatch, capfd):
         said = capfd.readouterr()
         return subprocess.CompletedProcess(arguments, code, said.out, said.err)
 
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory):
+    """A finished run with a group of spectra, for those who only read it: a few seconds."""
+    import distributed
+    import yaml
+
+    from workflow.opening import open_run
+    from workflow.stages.pipeline import STAGES, run_stages
+
+    home = tmp_path_factory.mktemp("small")
+    experiment = {
+        "name": "small",
+        "system": {"kind": "ornstein_uhlenbeck", "grid": 8, "relaxation": 0.3, "advection": 0.1},
+        "ensemble": {"members": 8, "group": 8, "spinup": 0.0, "length": 80.0, "chunk": "64KiB"},
+        "score": {"estimator": "gaussian"},
+        "response": {
+            "estimators": ["gaussian", "exact"],
+            "observables": ["field", "spectrum"],
+            "max_lag": 4.0,
+            "checks": False,
+        },
+    }
+    (home / "small.yaml").write_text(yaml.safe_dump(experiment))
+    run = open_run(str(home / "small.yaml"), home / "runs")
+    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1) as client:
+        run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
     return run

@@ -5,27 +5,65 @@ The heavy imports happen when a method is called.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+if TYPE_CHECKING:
+    from workflow.plotting import Plot
+
 
 class Gfdt:
-    """Responses of the data to small perturbations.
+    """Responses of the data to small perturbations, their score, and pictures of them.
 
-    >>> import workflow, xarray
-    >>> ds = xarray.open_zarr("my_run.zarr")                    # doctest: +SKIP
-    >>> ds.gfdt.response(max_lag=50.0, dims={"time": "t"})      # doctest: +SKIP
+    >>> import numpy as np, workflow, xarray
+    >>> rng = np.random.default_rng(0)
+    >>> x = np.zeros((8, 5000))
+    >>> for t in range(4999):
+    ...     x[:, t + 1] = 0.8 * x[:, t] + rng.standard_normal(8)
+    >>> data = xarray.Dataset({"u": (("member", "time"), x)})
+    >>> answer = data.gfdt.response(max_lag=3)
+    >>> [round(float(r), 1) for r in answer.response.squeeze()]
+    [1.0, 0.8, 0.6, 0.5]
     """
 
     def __init__(self, data: xr.Dataset | xr.DataArray) -> None:
         self._data = data
 
     def response(self, **settings: Any) -> xr.Dataset | xr.DataTree:
-        """Responses with error bars; arguments as `workflow.analysis.responses_of`."""
+        """Responses with error bars; arguments as `workflow.analysis.responses_of`.
+
+        Lazy data are read block by block, in bounded memory, when this is called: labels of the
+        answer (bins, units, what error bars resample) depend on the data.
+        """
         from workflow.analysis import responses_of
 
         return responses_of(self._data, **settings)
+
+    def score(self, score: Any = "gaussian", **settings: Any) -> xr.Dataset:
+        """Score of every snapshot, lazy for lazy data; see `workflow.scoring.scores_of`."""
+        from workflow.scoring import scores_of
+
+        return scores_of(self._data, score=score, **settings)
+
+    def stein(self, score: Any = "gaussian", **settings: Any) -> xr.Dataset:
+        """The identity -<x s^T> = 1 of the true score, tested; see `workflow.scoring.stein_of`.
+
+        Of responses, such as response.zarr: what they say of it, `stein_error` among others.
+        """
+        from workflow.scoring import stein_of
+
+        names = ("stein", "stein_error", "stein_error_recalibrated", "unresolved")
+        if isinstance(self._data, xr.Dataset) and "stein_error" in self._data:
+            return self._data[[name for name in names if name in self._data]]
+        return stein_of(self._data, score=score, **settings)
+
+    @property
+    def plot(self) -> Plot:
+        """`plot.response()` and `plot.map(lag=...)` of responses."""
+        from workflow.plotting import Plot
+
+        return Plot(self._data)
 
 
 def register() -> None:

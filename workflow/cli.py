@@ -6,11 +6,13 @@ import logging
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
+from workflow.cli_catalog import archive, catalog
 from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
 from workflow.cli_matrix import matrix
@@ -20,6 +22,7 @@ from workflow.cli_status import status
 from workflow.interfaces import UserError
 from workflow.options import (
     HERE,
+    Catalogs,
     Data,
     Dims,
     DryRun,
@@ -37,6 +40,7 @@ from workflow.options import (
     SourceOrData,
     Variables,
     Verbose,
+    shelf_of,
     tell,
 )
 from workflow.progress import Progress
@@ -59,7 +63,8 @@ def _go(
     as_json: bool,
     verbose: int,
     quiet: bool,
-    force: bool,
+    shelf: Path,
+    force: bool = False,
 ) -> None:
     from workflow.stages.pipeline import STAGES as ALL
     from workflow.stages.pipeline import run_stages
@@ -81,7 +86,20 @@ def _go(
     lines = [f"report: {page.resolve()}" if done else f"run: {run.folder.resolve()}"]
     if run.experiment.data is not None and (stages is None or "respond" in stages):
         lines.insert(0, f"response: {run.response.resolve()}")
+    if done:
+        lines += _publish(run.folder, shelf)
     tell(status_of(run) if as_json else None, lines, as_json, quiet)
+
+
+def _publish(folder: Path, shelf: Path) -> list[str]:
+    """Put a finished run on the shelf; where that fails the run is finished all the same."""
+    from hpc.catalog import publish
+
+    try:
+        return [f"catalog: {publish(folder, shelf).resolve()}"]
+    except MachineError as error:
+        print(f"gfdt: not published: {error}", file=sys.stderr)
+        return []
 
 
 STAGES = {
@@ -90,7 +108,6 @@ STAGES = {
     "train": "The score, on MPI ranks.",
     "evaluate": "Every score estimator on the ensemble.",
     "respond": "Responses with error bars; with --data, all stages of your own data.",
-    "report": "Pictures, index.html and summary.json.",
 }
 """Help of the commands that make something; `run` makes all, the others one stage each."""
 
@@ -101,14 +118,15 @@ def _stage_command(name: str) -> Callable[..., None]:
         force: Force = False,
         settings: Settings = None,
         runs: Runs = HERE,
+        catalogs: Catalogs = None,
         as_json: Json = False,
         verbose: Verbose = 0,
         quiet: Quiet = False,
     ) -> None:
         from workflow.opening import open_run
 
-        run = open_run(experiment, runs, settings or [])
-        _go(run, (name,), as_json, verbose, quiet, force)
+        run, shelf = open_run(experiment, runs, settings or []), shelf_of(runs, catalogs)
+        _go(run, (name,), as_json, verbose, quiet, shelf, force)
 
     return command
 
@@ -130,6 +148,7 @@ def _data_command(name: str) -> Callable[..., None]:
         force: Force = False,
         settings: Settings = None,
         runs: Runs = HERE,
+        catalogs: Catalogs = None,
         as_json: Json = False,
         verbose: Verbose = 0,
         quiet: Quiet = False,
@@ -138,24 +157,61 @@ def _data_command(name: str) -> Callable[..., None]:
         from workflow.own_data import asked, open_own_data
 
         options = (variable, dims, homogeneous, max_lag, estimator, run_name)
-        own = asked(experiment, data, *options)
+        own, shelf = asked(experiment, data, *options), shelf_of(runs, catalogs)
         if own is None:
             run = open_run(str(experiment), runs, settings or [])
             if dry_run:
                 return tell_plan(run, as_json, quiet, source=str(experiment))
-            return _go(run, stages, as_json, verbose, quiet, force)
+            return _go(run, stages, as_json, verbose, quiet, shelf, force)
         run, told = open_own_data(own, runs, settings or [])
         if dry_run:
             return tell_plan(run, as_json, quiet)
         tell(None, [] if as_json else told, False, quiet)
-        _go(run, None, as_json, verbose, quiet, force)
+        _go(run, None, as_json, verbose, quiet, shelf, force)
 
     return command
+
+
+def report(
+    names: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN...", help="one: its report; several: a page that compares"),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="folder of a comparison; default in --runs")
+    ] = None,
+    settings: Settings = None,
+    runs: Runs = HERE,
+    catalogs: Catalogs = None,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Pictures, index.html and summary.json of a run; or several runs on one page.
+
+    Example: gfdt report quickstart
+
+    Example: gfdt report allen_cahn allen_cahn_paper --out comparison
+    """
+    from workflow.opening import open_run
+    from workflow.runs import load_run
+    from workflow.stages.compare import compare
+
+    if len(names) == 1 and out is None:
+        run, shelf = open_run(names[0], runs, settings or []), shelf_of(runs, catalogs)
+        return _go(run, ("report",), as_json, verbose, quiet, shelf)
+    if len(names) == 1 or settings:
+        raise UserError("--out is of a comparison and --set of a single run; give 2 runs, no --set")
+    found = [load_run(name, runs) for name in names]
+    folder = out or runs / f"comparison-{'-'.join(run.experiment.name for run in found)}"
+    page = compare(found, folder)
+    tell({"comparison": str(page.resolve())}, [f"comparison: {page.resolve()}"], as_json, quiet)
 
 
 for _name, _help in STAGES.items():
     _make = _data_command if _name in ("run", "respond") else _stage_command
     app.command(_name, help=_help)(_make(_name))
+app.command("report")(report)
 app.command("forecast")(forecast)
 app.command("matrix")(matrix)
 app.command("plan")(plan)
@@ -163,6 +219,8 @@ app.command("submit")(submit)
 app.command("status")(status)
 app.command("cancel")(cancel)
 app.command("scale")(scale)
+app.add_typer(catalog, name="catalog")
+app.command("archive")(archive)
 
 
 @app.command()
@@ -173,12 +231,25 @@ def verify(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Check every file of a run against its checksum; exit code 75 when one is damaged."""
+    """Check every file of a run, or of an archive, against its checksum.
+
+    Exit code 75 when one is damaged.
+
+    Example: gfdt verify quickstart
+    """
+    from hpc.archive import RECORD
+    from hpc.archive import problems as problems_of_archive
     from workflow.runs import folder_of, load_run
     from workflow.stages.frames import find_experiment
     from workflow.stages.health import verify as verify_run
 
     folder = folder_of(name, runs)
+    if (folder / RECORD).is_file():
+        problems = problems_of_archive(folder)
+        _tell_problems(problems, [], as_json, quiet)
+        if problems:
+            raise MachineError(f"{len(problems)} damaged in the archive {folder}; archive it again")
+        return
     problems = find_experiment(folder)
     if problems:  # what the run is cannot be trusted
         _tell_problems(problems, [], as_json, quiet)
@@ -198,7 +269,10 @@ def repair(
     verbose: Verbose = 0,
     quiet: Quiet = False,
 ) -> None:
-    """Forget damaged blocks, so that the next `gfdt run` makes exactly those again."""
+    """Forget damaged blocks, so that the next `gfdt run` makes exactly those again.
+
+    Example: gfdt repair quickstart
+    """
     from hpc.lock import run_lock
     from workflow.runs import folder_of, load_run
     from workflow.stages.frames import find_experiment

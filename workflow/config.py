@@ -219,7 +219,7 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 
 _FREE = ("cluster", "faults", "report", "response", "direct")
 """Sections that an existing run may change: stages make again what depends on them."""
-_FREE_KEYS = ("score.train.steps", "score.train.ranks")
+_FREE_KEYS = ("score.train.steps", "score.train.ranks", "score.train.micro_batch")
 _GROWING = ("ensemble.length", "ensemble.members")
 
 

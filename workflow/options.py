@@ -34,6 +34,10 @@ SiteName = Annotated[
     str | None, typer.Option("--site", metavar="NAME|FILE", help="the cluster, as a site file")
 ]
 SlurmDir = Annotated[Path, typer.Option("--slurm-dir", help="folder of job templates and sites/")]
+Catalogs = Annotated[
+    Path | None,
+    typer.Option("--catalogs", help="where catalogs live; default catalogs/ beside the runs"),
+]
 HERE = Path("runs")
 
 OWN = "Your own data"
@@ -66,6 +70,11 @@ Estimator = Annotated[
     typer.Option("--estimator", help="gaussian, kgmm or neural", rich_help_panel=OWN),
 ]
 RunName = Annotated[str | None, typer.Option("--name", help="of the run", rich_help_panel=OWN)]
+
+
+def shelf_of(runs: Path, catalogs: Path | None) -> Path:
+    """Folder of the catalogs; beside the runs where it was not said."""
+    return catalogs if catalogs is not None else runs.parent / "catalogs"
 
 
 def tell(found: Any, lines: Sequence[str], as_json: bool, quiet: bool) -> None:

@@ -273,7 +273,8 @@ class Run:
         """
         e = self.experiment.model_dump(mode="json")
         whole = {name: e["ensemble"].pop(name) for name in ("members", "length")}
-        del e["score"]["train"]["ranks"]  # changes the last bits at most
+        for name in ("ranks", "micro_batch"):  # they change the last bits at most
+            del e["score"]["train"][name]
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
         content += [lost] if (lost := sorted(self.quarantined)) else []
         response = e["response"]

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 
 from workflow.dynamics import build_system
+from workflow.dynamics.engines import fastest_engine, stepper
+from workflow.dynamics.noise import DIRECT, FORCING
+from workflow.interfaces import State, Stepper, System
 from workflow.responses.direct import paired_response
 
 GROUPS = 64
@@ -111,44 +114,64 @@ CASES = {
 }
 
 
-class Stepper:
-    """Members of a system that go on together; on CUDA the steps of a snapshot are one graph.
+class OnGraphs:
+    """Members of a system that go on together on CUDA, the steps of a snapshot as one graph.
 
     Noise is that of the device's generator: fast, repeatable on one device, but not a function of
-    (seed, member, step) as in a run.
+    (seed, member, step) as in a run. A `workflow.interfaces.Stepper` of equal strides.
     """
 
-    def __init__(self, case: Case, device: torch.device, seed: int) -> None:
-        torch.manual_seed(seed)
-        self.system, self._steps, self._device = build_system(case.system), case.steps, device
-        self._members = case.members
-        normals = self._normals(self.system.initial_shape)
-        self.state = {k: v.clone() for k, v in self.system.initial(normals).items()}
+    def __init__(self, system: System, members: int, device: torch.device, state: State) -> None:
+        self._system, self._members, self._device = system, members, device
+        self._state = {name: value.clone() for name, value in state.items()}
         self._graph = None
 
-    def advance(self) -> None:
-        """Go on by the time between two snapshots."""
-        if self._device.type != "cuda":
-            return self._go()
+    def advance(self, first: int, steps: int) -> None:
+        """Go on; always by as many steps as the first time."""
         if self._graph is None:
             side = torch.cuda.Stream()
             with torch.cuda.stream(side):
-                self._go()
+                self._go(steps)
             torch.cuda.current_stream().wait_stream(side)
             self._graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self._graph):
-                self._go()
+                self._go(steps)
         self._graph.replay()
 
-    def _go(self) -> None:
-        state = self.state
-        for _ in range(self._steps):
-            state = self.system.step(state, self._normals(self.system.noise_shape))
-        for name, value in state.items():
-            self.state[name].copy_(value)
+    def observe(self) -> torch.Tensor:
+        """The saved fields."""
+        return self._system.observe(self._state)
 
-    def _normals(self, shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.randn(self._members, *shape, device=self._device)
+    def state(self) -> State:
+        """The state."""
+        return self._state
+
+    def _go(self, steps: int) -> None:
+        state = self._state
+        for _ in range(steps):
+            state = self._system.step(state, self._normals())
+        for name, value in state.items():
+            self._state[name].copy_(value)
+
+    def _normals(self) -> torch.Tensor:
+        # More members than noises: runs of one pair share theirs.
+        copies = len(next(iter(self._state.values()))) // self._members
+        drawn = torch.randn(self._members, *self._system.noise_shape, device=self._device)
+        return drawn.repeat(copies, *[1] * (drawn.ndim - 1))
+
+
+def begin(system: System, state: State, members: range, stream: int, seed: int) -> Stepper:
+    """Members on their way, by the engine of runs on the CPU and by graphs on CUDA.
+
+    A state of twice the members holds pairs with common noise.
+    """
+    first = next(iter(state.values()))
+    if first.device.type == "cuda":
+        return OnGraphs(system, len(members), first.device, state)
+    copies = len(first) // len(members)
+    names = [*members] * copies
+    engine = fastest_engine(system)
+    return stepper(engine, system, state, seed=seed, members=names, stream=stream)
 
 
 @torch.no_grad()
@@ -159,49 +182,61 @@ def simulate(case: Case, device: torch.device, seed: int, folder: Path) -> dict[
     of the case.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(seed)
     started = time.perf_counter()
-    run = Stepper(case, device, seed)
-    for _ in range(round(case.spinup / case.every)):
-        run.advance()
-    times = round(case.length / case.every)
-    shape = (case.members, times, 1, *run.system.shape)
-    x = torch.empty(shape, device=device)
-    for index in range(times):
-        run.advance()
-        x[:, index] = run.system.observe(run.state)
+    system, members = build_system(case.system), range(case.members)
+    normals = torch.randn(case.members, *system.initial_shape, device=device)
+    run = begin(system, system.initial(normals), members, FORCING, seed)
+    spinup, times = round(case.spinup / case.every), round(case.length / case.every)
+    x = torch.empty((case.members, times, 1, *system.shape), device=device)
+    for index in range(-spinup, times):
+        run.advance((index + spinup) * case.steps, case.steps)
+        if index >= 0:
+            x[:, index] = run.observe()
     if not bool(torch.isfinite(x).all()):
         raise SystemExit(f"{case.system} blew up")
     _save(x.cpu(), folder / "ensemble.pt")
     took = {"ensemble_seconds": time.perf_counter() - started}
     del x
     started = time.perf_counter()
-    _save(_direct(case, run, device), folder / "direct.pt")
+    starts = []
+    for number in range(case.rounds):
+        for index in range(BETWEEN if number else 0):
+            gone = spinup + times + (number - 1) * BETWEEN + index
+            run.advance(gone * case.steps, case.steps)
+        starts.append({name: value.clone() for name, value in run.state().items()})
+    _save(_direct(case, system, starts, seed), folder / "direct.pt")
     return took | {"direct_seconds": time.perf_counter() - started}
 
 
-def _direct(case: Case, run: Stepper, device: torch.device) -> torch.Tensor:
-    starts = []
-    for number in range(case.rounds):
-        for _ in range(50 if number else 0):
-            run.advance()
-        starts.append({name: value.clone() for name, value in run.state.items()})
+BETWEEN = 50
+"""Snapshots between two rounds of pairs from the same member."""
+
+
+def _direct(case: Case, system: System, starts: list[State], seed: int) -> torch.Tensor:
     # Runs from one member stand together: they fall into one group.
-    state = {name: torch.stack([s[name] for s in starts], 1).flatten(0, 1) for name in run.state}
-    pairs = case.members * case.rounds
-    displacement = torch.zeros(pairs, 1, *run.system.shape, device=device)
-    displacement[:, 0, 0, 0] = 1.0
-    (found,) = paired_response(
-        run.system,
-        state,
-        normals=lambda step: torch.randn(pairs, *run.system.noise_shape, device=device),
-        displacement=displacement,
-        amplitude=case.amplitude,
-        observe=lambda x: [x[:, 0]],
-        max_lag=case.lags[-1],
-        steps_per_lag=case.steps,
-    )
-    groups = found[:, list(case.lags)].unflatten(0, (GROUPS, -1))
-    return groups.double().mean(1).cpu()
+    state = {name: torch.stack([s[name] for s in starts], 1).flatten(0, 1) for name in starts[0]}
+    # A GPU takes all pairs at once.
+    parts = 1 if next(iter(state.values())).device.type == "cuda" else GROUPS
+    size, means = case.members * case.rounds // parts, []
+    for number in range(parts):
+        pairs = range(number * size, (number + 1) * size)
+        part = {name: value[pairs.start : pairs.stop] for name, value in state.items()}
+        displacement = torch.zeros(size, 1, *system.shape, device=next(iter(part.values())).device)
+        displacement[:, 0, 0, 0] = 1.0
+        (found,) = paired_response(
+            system,
+            part,
+            begin=lambda pair, pairs=pairs: begin(system, pair, pairs, DIRECT, seed),
+            displacement=displacement,
+            amplitude=case.amplitude,
+            observe=lambda x: [x[:, 0]],
+            max_lag=case.lags[-1],
+            steps_per_lag=case.steps,
+        )
+        groups = found[:, list(case.lags)].unflatten(0, (GROUPS // parts, -1))
+        means.append(groups.double().mean(1).cpu())
+    return torch.cat(means)
 
 
 def _save(value: torch.Tensor, path: Path) -> None:

@@ -101,7 +101,7 @@ def test_a_learned_score_repairs_a_wrong_whitening_of_the_ou_field():
     other = build_system({"kind": "ornstein_uhlenbeck", "grid": 16, "kappa": 5e-4})
     x = simulate(system, members=64, spinup=0, times=400, every=1)
     grid = Grid(16, 2)
-    wrong = SpectralGaussian(torch.zeros(1), other.variance(grid)[None], (16, 16))
+    wrong = SpectralGaussian(torch.zeros(1), other.variance(grid)[None, None], (16, 16))
     config = ScoreConfig.model_validate(
         {
             "network": {"channels": 16, "residual_blocks": 1},

@@ -37,7 +37,7 @@ def test_unset_is_the_site_s_and_set_is_above_it():
     with dask.config.set({"jobqueue.mine": mine}):
         theirs = directives(text(Jobs(config_name="mine")))
         ours = directives(text(Jobs(config_name="mine", queue="short", memory=2**31, cores=2)))
-    assert "-p long" in theirs and "-t 2:00:00" in theirs and "-A me" in theirs
+    assert "-p long" in theirs and "-t 0-02:00:00" in theirs and "-A me" in theirs
     assert "--cpus-per-task=4" in theirs and "--mem=953M" in theirs
     assert "-p short" in ours and "--mem=2G" in ours and "--cpus-per-task=2" in ours
     assert "-A me" in ours
@@ -45,7 +45,7 @@ def test_unset_is_the_site_s_and_set_is_above_it():
 
 def test_a_site_that_says_nothing_gets_a_small_short_job_on_one_node_never_requeued():
     script = directives(text(Jobs()))
-    assert {"--cpus-per-task=1", "--mem=4G", "-t 0:30:00", "-N 1", "--no-requeue"} <= set(script)
+    assert {"--cpus-per-task=1", "--mem=4G", "-t 0-00:30:00", "-N 1", "--no-requeue"} <= set(script)
 
 
 def test_a_section_that_the_site_lacks_is_refused_with_those_it_has():

@@ -1,4 +1,4 @@
-"""Stores and catalogs: what is read is what was written, or an error."""
+"""Stores: what is read is what was written, or an error."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from hpc import catalog, stores
+from hpc import stores
 from hpc.errors import CorruptBlock, LayoutError, StoreError
 from hpc.ledger import Ledger, Receipt
 from hpc.stores import Coordinate, Variable, create_store, read_block, write_block
@@ -245,25 +245,3 @@ def test_leftovers_are_removed_and_nothing_else(store):
     assert stores.collect_orphans(store.parent) == 2
     assert len(bytes_of(store)) == len(before) - 1
     assert [path.name for path in store.parent.iterdir()] == ["ensemble.zarr"]
-
-
-def test_a_catalog_opens_by_intake_and_without_it(store, tmp_path):
-    write_block(store, "u", start={}, values=block())
-    stores.consolidate(store)
-    path = tmp_path / "catalog.yaml"
-    content = {
-        "name": "run",
-        "description": "a run",
-        "sources": {"ensemble": ("ensemble.zarr", "states")},
-    }
-    catalog.write_catalog(path, **content)
-    before = path.read_bytes()
-    catalog.write_catalog(path, **content)
-    assert path.read_bytes() == before
-    assert catalog.read_catalog(path) == {"ensemble": store}
-    ours = catalog.open_source(path, "ensemble")
-    assert ours.equals(xr.open_zarr(store))
-    with pytest.raises(StoreError, match="has no source 'scores'; it has ensemble"):
-        catalog.open_source(path, "scores")
-    intake = pytest.importorskip("intake", reason="the extra `catalog` is not installed")
-    assert intake.open_catalog(str(path)).ensemble.to_dask().equals(ours)

@@ -93,7 +93,7 @@ def test_the_matrix_is_that_of_the_opened_arrays(grown_and_whole):
     assert np.allclose(found.lag, expected.lag) and np.allclose(found.x_kicked, expected.x)
     assert found.stein_error == pytest.approx(expected.stein_error, rel=1e-4)
     assert (found.recalibrated, found.unresolved, found.estimator) == (1, 0, "exact")
-    assert read_catalog(run.folder / "catalog.yaml")["matrix"].name == "matrix.zarr"
+    assert read_catalog(run.folder / "catalog.yaml").sources["matrix"].path.name == "matrix.zarr"
 
 
 def test_the_matrix_of_ou_is_its_propagator(grown_and_whole):

@@ -19,7 +19,7 @@ import torch
 import xarray as xr
 import yaml
 
-from hpc.catalog import open_source, read_catalog
+from hpc.catalog import read_catalog
 from hpc.comm import SerialComm, Watchdog
 from workflow.config import EXPERIMENTS
 from workflow.interfaces import UserError
@@ -123,7 +123,7 @@ def test_the_catalog_opens_with_intake_and_without(finished):
     path = finished / "catalog.yaml"
     sources = read_catalog(path)
     assert sorted(sources) == ["ensemble", "perturbed", "response", "scores"]
-    assert open_source(path, "ensemble").u.shape == (8, 32, 8, 8)
+    assert sources["ensemble"].u.shape == (8, 32, 8, 8)
     intake = pytest.importorskip("intake")
     assert sorted(intake.open_catalog(str(path))) == sorted(sources)
 

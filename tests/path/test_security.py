@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import hpc
 import workflow
-from hpc.catalog import open_source, read_catalog
+from hpc.catalog import read_catalog
 from hpc.errors import CorruptBlock, LayoutError, StoreError
 from hpc.files import file_crc
 from hpc.layout import Coordinate, Variable, create_store
@@ -123,14 +123,16 @@ def test_a_catalog_runs_nothing(tmp_path, mark):
     path = tmp_path / "catalog.yaml"
     shell = "{{ shell('touch MARK') }}".replace("MARK", str(mark))
     urls = [shell, "simplecache::http://127.0.0.1:9/x", f"$(touch {mark})"]
+    urls.append("zip::simplecache::http://127.0.0.1:9/x.zip")
     sources = {
         f"s{i}": {"driver": "os.system", "args": {"urlpath": url}} for i, url in enumerate(urls)
     }
     path.write_text(yaml.safe_dump({"sources": sources}))
-    assert all(isinstance(found, Path) for found in read_catalog(path).values())
+    catalog = read_catalog(path)
+    assert all(isinstance(source.path, Path) for source in catalog.sources.values())
     for name in sources:
         with pytest.raises(StoreError, match="cannot open"):
-            open_source(path, name)
+            catalog[name]
 
 
 @pytest.mark.parametrize("slot", ["filters", "compressor"])

@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from workflow.figures.numbers import numbers_of
+
 COLOURS = {
     "direct": "black",
     "exact": "#2a9d3a",
@@ -53,7 +55,7 @@ MANNER: dict[Any, Any] = {
 
 @contextmanager
 def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """An empty figure, written as PNG to `path` on leaving.
+    """An empty figure, on leaving written as PNG to `path`, its numbers as CSV beside it.
 
     Args:
         path: file to write; its folder is made.
@@ -66,6 +68,7 @@ def picture(path: Path, width: float, height: float) -> Iterator[Figure]:
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, format="png")
+    path.with_suffix(".csv").write_text(numbers_of(figure))
 
 
 def colour(estimator: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -9,10 +10,14 @@ from typing import Any
 from urllib.parse import quote
 
 from workflow.figures import colour, in_order
+from workflow.figures.verdict import verdict
 from workflow.figures.words import DATA, REFERENCES, findings, number, with_error
 
 DENSITY = 1.44
 """Pixels of a picture for one of the page: a picture of 12 inches fills a wide page."""
+
+LARGEST = 300_000
+"""Bytes of numbers of a picture that are put into the page too; larger ones are beside it."""
 
 _STYLE = """
 :root{color-scheme:light}
@@ -37,8 +42,16 @@ figure img{display:block;max-width:100%;height:auto}
 figcaption{max-width:52rem;margin-top:.5rem}
 .run{display:grid;grid-template-columns:repeat(auto-fit,minmax(15rem,1fr));gap:0 2rem}
 .dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.5em}
-@media(max-width:600px){body{font-size:16px;padding:1rem .8rem}td,th{padding:.35rem .5rem}}
-@media print{figure{break-inside:avoid}}
+.box{border:1px solid #ddd;border-left:.6rem solid #888;border-radius:.3rem;padding:.8rem 1.2rem;
+margin:1.2rem 0;max-width:60rem}
+.box p{margin:.3rem 0}.box .what{font-size:1.2rem;font-weight:600}
+.box.high{border-left-color:#2a9d3a}.box.fair{border-left-color:#e08e0b}
+.box.low,.box.none{border-left-color:#b00020}
+summary{cursor:pointer;font-size:1.35rem;font-weight:600;margin:2.6rem 0 .6rem}
+@media(max-width:600px){body{font-size:16px;padding:1rem .8rem}td,th{padding:.35rem .5rem}
+figure img{max-width:none;width:44rem}}
+@media print{body{font-size:10pt;max-width:none;padding:0}figure,table,.box,li{break-inside:avoid}
+h2,summary{break-after:avoid}.wide{overflow:visible}.screen{display:none}}
 """
 
 
@@ -50,8 +63,9 @@ def page(
     gallery: Sequence[tuple[str, str]] = (),
     left_out: int = 0,
     experiment: str = "",
+    folder: Path | None = None,
 ) -> str:
-    """The report as one HTML text; nothing outside its folder is needed to read it.
+    """The report as one HTML text; nothing else is needed to read it.
 
     Args:
         title: heading.
@@ -60,44 +74,74 @@ def page(
         gallery: the same for the pictures of all observables and perturbations.
         left_out: how many more pictures the gallery would have.
         experiment: the resolved experiment file.
+        folder: where the pictures and their numbers are, to be put into the page; else the page
+            links to the pictures beside it.
 
     Returns:
-        HTML with relative links to the pictures only.
+        HTML that loads nothing from anywhere else.
     """
-    drawn = "\n".join(_figure(name, caption) for name, caption in figures)
-    pictures = f"<h2>Pictures</h2>\n{drawn}" if drawn else ""
+    drawn = "\n".join(figure(name, caption, folder) for name, caption in figures)
+    parts = (
+        _lead(summary),
+        _verdict_box(summary),
+        _findings(summary),
+        _errors(summary),
+        _checks(summary),
+        f"<h2>Pictures</h2>\n{drawn}" if drawn else "",
+        _gallery(gallery, left_out, folder),
+        _run(summary),
+        _experiment(experiment),
+    )
+    return document(title, parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A page with its style in it."""
+    body = "\n".join(part for part in parts if part)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{_STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
-{_lead(summary)}
-{_findings(summary)}
-{_errors(summary)}
-{_checks(summary)}
-{pictures}
-{_gallery(gallery, left_out)}
-{_run(summary)}
-{_experiment(experiment)}
+{body}
 </body></html>
 """
 
 
-def _figure(name: str, caption: str) -> str:
-    """A picture that opens alone when it is touched, for those with a small screen."""
-    file = escape(quote(name))
+def figure(name: str, caption: str, folder: Path | None) -> str:
+    """A picture with its caption; with a folder, both it and its numbers are in the page itself.
+
+    On a small screen it keeps a readable size and is moved under the finger.
+    """
+    link, numbers = escape(quote(name)), ""
+    size = f'srcset="{link} {DENSITY}x"'
+    if folder is not None:
+        link, csv = _embedded(folder / name, "image/png"), (folder / name).with_suffix(".csv")
+        size = f'width="{_width(folder / name) / DENSITY:.0f}"'
+        if csv.is_file() and 0 < csv.stat().st_size <= LARGEST:
+            data = _embedded(csv, "text/csv")
+            numbers = f' <a class="screen" download="{escape(csv.name)}" href="{data}">Numbers</a>'
     return (
-        f'<figure><a href="{file}"><img src="{file}" srcset="{file} {DENSITY}x" '
-        f'alt="{escape(caption)}"></a>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f'<figure><div class="wide"><img src="{link}" {size} alt="{escape(caption)}"></div>'
+        f"<figcaption>{escape(caption)}{numbers}</figcaption></figure>"
     )
 
 
-def _gallery(figures: Sequence[tuple[str, str]], left_out: int) -> str:
+def _width(path: Path) -> int:
+    """Pixels across a PNG, of which bytes 16 to 20 tell."""
+    with path.open("rb") as file:
+        return int.from_bytes(file.read(20)[16:])
+
+
+def _embedded(path: Path, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _gallery(figures: Sequence[tuple[str, str]], left_out: int, folder: Path | None) -> str:
     """Every observable after every perturbation."""
     if not figures:
         return ""
-    drawn = "\n".join(_figure(name, caption) for name, caption in figures)
+    drawn = "\n".join(figure(name, caption, folder) for name, caption in figures)
     more = (
         f'<p class="note">{left_out} more pictures are left out; all responses are in '
         "response.zarr.</p>"
@@ -121,6 +165,18 @@ def _lead(summary: Mapping[str, Any]) -> str:
     return f'<p class="lead">{escape(words)}.</p>'
 
 
+def _verdict_box(summary: Mapping[str, Any]) -> str:
+    """Which response to use and how far to trust it."""
+    found = verdict(summary)
+    if found is None:
+        return ""
+    reasons = "".join(f"<p>{escape(text)}</p>" for text in found.reasons)
+    what = f"Use the {found.estimator} response. Trust: {found.level}."
+    if found.level == "none":
+        what = "Use none of these responses."
+    return f'<div class="box {found.level}"><p class="what">{escape(what)}</p>{reasons}</div>'
+
+
 def _findings(summary: Mapping[str, Any]) -> str:
     """What was found, in words."""
     told = "".join(f"<li>{escape(text)}</li>" for text in findings(summary))
@@ -138,6 +194,7 @@ def _errors(summary: Mapping[str, Any]) -> str:
     head = ["estimator", *(f"summed L2 error against {r}" for r in references)]
     head += ["Stein error, raw", "Stein error, recalibrated"]
     scores = summary.get("score_error") or {}
+    score_errors = summary.get("score_error_standard_error") or {}
     if scores:
         head.append("score error, held out")
     rows = []
@@ -146,8 +203,9 @@ def _errors(summary: Mapping[str, Any]) -> str:
         against = one.get("against") or {}
         known = [against.get(reference) or {} for reference in references]
         row = [with_error(o.get("summed_l2"), o.get("summed_l2_standard_error")) for o in known]
-        row += [number(one.get(f"stein_error_{end}")) for end in ("raw", "recalibrated")]
-        row += [number(scores.get(name))] if scores else []
+        raw = one.get("stein_error_raw"), one.get("stein_error_raw_standard_error")
+        row += [with_error(*raw), number(one.get("stein_error_recalibrated"))]
+        row += [with_error(scores.get(name), score_errors.get(name))] if scores else []
         dot = f'<span class="dot" style="background:{colour(name)}"></span>'
         rows.append([dot + escape(name), *map(escape, row)])
     note = (
@@ -156,7 +214,7 @@ def _errors(summary: Mapping[str, Any]) -> str:
         "of both sides. A dash: no reference, or no such lag. "
     )
     note = f"{note if references else ''}The Stein error is 0 for the score of the data."
-    return f'<h2>Errors</h2>\n{_table(head, rows)}\n<p class="note">{escape(note)}</p>'
+    return f'<h2>Errors</h2>\n{table(head, rows)}\n<p class="note">{escape(note)}</p>'
 
 
 def _checks(summary: Mapping[str, Any]) -> str:
@@ -177,8 +235,7 @@ def _checks(summary: Mapping[str, Any]) -> str:
         "worst is told, made smaller for their number. A dash: these data cannot tell. What was "
         "found and expected is told where the pointer rests, and in checks.json."
     )
-    table = _table(["check", *heads], rows)
-    return f'<h2>Checks</h2>\n{table}\n<p class="note">{escape(note)}</p>'
+    return f'<h2>Checks</h2>\n{table(["check", *heads], rows)}\n<p class="note">{escape(note)}</p>'
 
 
 def _verdict(check: Mapping[str, Any] | None) -> str:
@@ -210,12 +267,14 @@ def _run(summary: Mapping[str, Any]) -> str:
     for first, second, found in columns:
         rows = [[escape(str(k).replace("_", " ")), escape(_cell(v))] for k, v in found.items()]
         if rows:
-            tables.append(f"<div>{_table([first, second], rows)}</div>")
+            tables.append(f"<div>{table([first, second], rows)}</div>")
     return f'<h2>Run</h2>\n<div class="run">{"".join(tables)}</div>' if tables else ""
 
 
 def _experiment(text: str) -> str:
-    return f"<h2>Experiment</h2>\n<pre>{escape(text.strip())}</pre>" if text.strip() else ""
+    if not text.strip():
+        return ""
+    return f"<details><summary>Experiment</summary><pre>{escape(text.strip())}</pre></details>"
 
 
 def _cell(value: Any) -> str:
@@ -232,9 +291,9 @@ def _bytes(count: int) -> str:
     return f"{size:.3g} {units[0]}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; cells of the rows are HTML already."""
     top = "".join(f"<th>{escape(text)}</th>" for text in head)
     body = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>" for row in rows)
-    table = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="wide">{table}</div>'
+    whole = f"<table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="wide">{whole}</div>'

@@ -242,7 +242,9 @@ def _stein(summary: Numbers, estimators: Numbers) -> str:
         raw = one.get("stein_error_raw")
         if raw is None or raw != raw:
             continue
-        parts.append(f"{name} {number(raw, 2)}{_worst(summary, one)}")
+        error = one.get("stein_error_raw_standard_error")
+        value = number(raw, 2) if error is None else with_error(raw, error)
+        parts.append(f"{name} {value}{_worst(summary, one)}")
         if one.get("unresolved_modes"):
             lost.append(f"{name} {one['unresolved_modes']}")
     if not parts:
@@ -273,7 +275,9 @@ def _scores(summary: Numbers) -> str:
     scores = {n: v for n, v in (summary.get("score_error") or {}).items() if n != "exact"}
     if not scores:
         return ""
-    parts = [f"{name} {number(scores[name], 2)}" for name in sorted(scores, key=scores.__getitem__)]
+    errors = summary.get("score_error_standard_error") or {}
+    ranked = sorted(scores, key=scores.__getitem__)
+    parts = [f"{name} {with_error(scores[name], errors.get(name))}" for name in ranked]
     return (
         "Squared error of the score on held-out members, as a share of the exact one's square in "
         f"whitened modes: {', '.join(parts)}."
@@ -294,6 +298,12 @@ def _tested(summary: Numbers) -> list[str]:
     if passed:
         told.append(f"All checks of {_listed(passed)} pass, within four standard errors.")
     return told
+
+
+def failed_checks(summary: Numbers, name: str) -> list[Numbers]:
+    """What an estimator, or the data, failed."""
+    found = (summary.get("checks") or {}).get(name) or []
+    return [one for one in found if one.get("passed") is False]
 
 
 def _failure(name: str, failed: Sequence[Numbers], judged: int, recalibrated: bool) -> str:

@@ -168,7 +168,7 @@ def _stein(responses: ResponseSet) -> xr.Dataset:
     shape = saved.shape if saved.maps else ()
     learned = {n: s for n, s in responses.sources.items() if isinstance(s, Learned)}
     errors = {n: _errors(s, shape, responses.spread) for n, s in learned.items()}
-    nothing = (np.nan, np.nan)
+    nothing = (np.nan,) * 3
     variables: dict[str, tuple] = {
         key: ("estimator", np.array([errors.get(n, nothing)[i] for n in names]), {"long_name": t})
         for i, (key, t) in enumerate(
@@ -178,6 +178,7 @@ def _stein(responses: ResponseSet) -> xr.Dataset:
                     "root mean square of M - I per row, fields over their spread, raw",
                 ),
                 ("stein_error_recalibrated", "the same after recalibration"),
+                ("stein_error_standard_error", "standard error of stein_error, by resampling"),
             )
         )
     }
@@ -208,16 +209,19 @@ def _stein(responses: ResponseSet) -> xr.Dataset:
 
 def _errors(
     source: Learned, shape: tuple[int, ...], spread: Sequence[float]
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
+    """Stein error raw, after recalibration, and the standard error of the raw one."""
     if source.stein is None:
-        return np.nan, np.nan
+        return np.nan, np.nan, np.nan
     space = len(shape)
     repaired = _repaired(source.stein, source.repair.inverse, space)
     # M_fg has the units of field f over those of g.
     scale = np.repeat(np.asarray(spread), len(source.stein) // len(spread))
     unit = (scale[None, :] / scale[:, None]).reshape(*source.stein.shape[:2], *[1] * space)
     raw, after = (stein_error(m * unit, space=space, shape=shape) for m in (source.stein, repaired))
-    return float(raw), float(after)
+    draws = [stein_error(m * unit, space=space, shape=shape) for m in source.stein_draws()]
+    error = float(np.concatenate(draws).std()) if draws else np.nan
+    return float(raw), float(after), error
 
 
 def _repaired(stein: Numbers, inverse: Numbers, space: int) -> Numbers:

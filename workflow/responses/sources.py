@@ -30,6 +30,9 @@ from workflow.responses.stein import (
 
 Floats = NDArray[np.floating]
 
+DRAWS = 32
+"""Resamples of the Stein matrix that are made together."""
+
 
 class Source(Protocol):
     """Something that answers for responses and can be resampled.
@@ -88,7 +91,7 @@ class Learned:
             controlled: take the noise of M out by control variates instead of recalibrating; for
                 the exact score of homogeneous fields only.
         """
-        self.units, self.left_out = units, jackknife_weights(units)
+        self.units, self.left_out, self._weights = units, jackknife_weights(units), weights
         self._channels, self._pairs = channels, pairs
         self._maps, self._totals = maps, totals
         self._raw_maps, controlled = maps, controlled and channels.saved.maps
@@ -199,6 +202,13 @@ class Learned:
         """M, or M of every resample."""
         found = ratio(self._lag_zero, self._pairs[:, :1], weights)
         return found[0] if weights is None else found[:, 0]
+
+    def stein_draws(self) -> Iterator[Numbers]:
+        """M of the resamples, some at a time; none where not every number was kicked."""
+        if not self._channels.every_number_kicked:
+            return
+        for first in range(0, len(self._weights), DRAWS):
+            yield self._matrix(self._weights[first : first + DRAWS])
 
     def _lag_zero_sums(self) -> Numbers:
         """Sums of lag 0 of the fields, `(member, block, 1, F, F, *half)`."""

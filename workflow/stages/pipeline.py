@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import distributed
 
-from hpc.catalog import write_catalog
+from hpc.catalog import Source, write_catalog
 from hpc.errors import CorruptBlock, MachineError
 from hpc.files import atomic_write_json, collect_orphans
 from hpc.lock import run_lock
 from hpc.stores import telling_damage
-from workflow.runs import Notify, Run, load_run, wall_times
+from workflow.config import digest
+from workflow.runs import Notify, Run, load_run, versions, wall_times
 from workflow.stages.correlate import correlate, tasks
 from workflow.stages.diagnose import blocks_of, diagnose
 from workflow.stages.direct import direct
@@ -99,6 +101,15 @@ def _report(run: Run, pools: Pools, notify: Notify) -> None:
     report(run, notify)
 
 
+CATALOG = {
+    "ensemble": "unperturbed ensemble",
+    "perturbed": "responses per member of paired perturbed runs",
+    "scores": "scores on the ensemble",
+    "response": "responses with error bars",
+    "matrix": "response of every number to a kick of every number",
+}
+"""What each published store holds."""
+
 ACTIONS: dict[str, Callable[[Run, Pools, Notify], None]] = {
     "simulate": _simulate,
     "train": _train,
@@ -182,21 +193,31 @@ def _record_wall_time(run: Run, stage: str, seconds: float) -> None:
 
 def write_catalog_of(run: Run) -> None:
     """Write the catalog of the stores that the run has."""
-    texts = {
-        "ensemble": "unperturbed ensemble",
-        "perturbed": "responses per member of paired perturbed runs",
-        "scores": "scores on the ensemble",
-        "response": "responses with error bars",
-        "matrix": "response of every number to a kick of every number",
-    }
     sources = {
-        name: (f"{name}.zarr", text)
-        for name, text in texts.items()
+        name: Source(run.folder / f"{name}.zarr", text)
+        for name, text in CATALOG.items()
         if (run.folder / f"{name}.zarr" / "zarr.json").is_file()
     }
-    write_catalog(
-        run.folder / "catalog.yaml",
-        name=run.experiment.name,
-        description=f"gfdt run {run.experiment.name}",
-        sources=sources,
-    )
+    write_catalog(run.folder / "catalog.yaml", metadata=_metadata(run), sources=sources)
+
+
+def _metadata(run: Run) -> dict[str, Any]:
+    """What somebody who looks for data wants to know before opening any."""
+    e = run.experiment
+    kind = str(e.system["kind"]) if e.system else "recorded data"
+    places = " x ".join(map(str, run.saved.shape)) or "no space"
+    probes = ((e.response.perturbations, "perturbations"), (e.response.observables, "observables"))
+    return {
+        "name": e.name,
+        "description": f"responses of {kind} ({places}), "
+        f"{e.ensemble.members} members of {run.times} times",
+        "system": kind,
+        "estimators": list(e.response.estimators),
+        **{word: [_kind(p) for p in some] for some, word in probes},
+        "experiment": digest(e.model_dump(mode="json")),
+        "software": f"gfdt-workflow {versions()['gfdt-workflow']}",
+    }
+
+
+def _kind(probe: Any) -> str:
+    return str(probe if isinstance(probe, str) else probe.get("kind"))

@@ -43,7 +43,7 @@ def report(run: Run, notify: Notify) -> None:
         atomic_write_bytes(folder / "summary.json", f"{as_json(summary)}\n".encode())
     if "html" not in formats:
         return
-    for old in folder.glob("*.png"):
+    for old in [*folder.glob("*.png"), *folder.glob("*.csv")]:
         old.unlink()
     pictures = _pictures(run, headline)
     more, left_out = _gallery(every, folder)
@@ -63,6 +63,7 @@ def report(run: Run, notify: Notify) -> None:
         gallery=others,
         left_out=left_out,
         experiment=experiment,
+        folder=folder,
     )
     atomic_write_bytes(folder / "index.html", text.encode())
     notify("report", len(drawn), len(drawn))

@@ -82,9 +82,11 @@ def simulate_segment(folder: str, group: int, segment: int) -> Receipt:
         before = _lost_before(run, group, segment)
         lost = lose(values, state, members, first) | before
         forget(lost, values, state, members, first)
+    writing = time.perf_counter()
     files = write_segment(run, group, segment, values) if segment >= 0 else {}
     files |= save_state(run, block_name(group, segment), state)
-    return Receipt(block_name(group, segment), files, facts_since(started) | fact(lost))
+    facts = facts_since(started) | {"writing": round(time.perf_counter() - writing, 3)}
+    return Receipt(block_name(group, segment), files, facts | fact(lost))
 
 
 def _lost_before(run: Run, group: int, segment: int) -> dict[int, int]:

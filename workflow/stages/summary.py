@@ -32,6 +32,7 @@ def summarise(
     side). What is not known, or was measured at no lag, is None.
     """
     e = run.experiment
+    errors, spread = score_errors(run)
     found = {
         "name": e.name,
         "system": e.system,
@@ -45,7 +46,8 @@ def summarise(
         "wavenumber": _wavenumbers(dataset),
         "estimators": estimators(run, dataset),
         "responses": overview(every or {}),
-        "score_error": score_errors(run),
+        "score_error": errors,
+        "score_error_standard_error": spread,
         "checks": checks(run),
         "wall_seconds": wall_times(run),
         "versions": versions(),
@@ -88,14 +90,24 @@ def sizes(run: Run) -> dict[str, Any]:
     return out
 
 
-def score_errors(run: Run) -> dict[str, float]:
-    """Relative squared error of each score on held-out members, whitened, against the exact one."""
-    ledger = run.ledger("evaluate")
-    held = [receipt.facts for receipt in ledger.having("exact_square")]
-    total = sum(f["exact_square"] for f in held)
+def score_errors(run: Run) -> tuple[dict[str, float], dict[str, float]]:
+    """Relative squared error of each score on held-out members, whitened, against the exact one.
+
+    Returns:
+        It by estimator, and its standard error: the jackknife over blocks of the ensemble.
+    """
+    held = [receipt.facts for receipt in run.ledger("evaluate").having("exact_square")]
     if not held:
-        return {}
-    return {n: sum(f["error_square"][n] for f in held) / total for n in run.learned}
+        return {}, {}
+    whole = np.array([f["exact_square"] for f in held])
+    values, errors = {}, {}
+    for name in run.learned:
+        parts = np.array([f["error_square"][name] for f in held])
+        values[name] = float(parts.sum() / whole.sum())
+        if len(held) > 1:
+            without = (parts.sum() - parts) / (whole.sum() - whole)
+            errors[name] = float(np.sqrt((len(held) - 1) * without.var()))
+    return values, errors
 
 
 def checks(run: Run) -> dict[str, Any]:
@@ -132,6 +144,8 @@ def _stein(one: xr.Dataset) -> dict[str, Any]:
         "stein_error_raw": float(one.stein_error),
         "stein_error_recalibrated": float(one.stein_error_recalibrated),
     }
+    if "stein_error_standard_error" in one:  # not in responses of earlier versions
+        numbers["stein_error_raw_standard_error"] = float(one.stein_error_standard_error)
     if "stein" not in one:
         return numbers
     numbers["unresolved_modes"] = int(one.unresolved.sum())

@@ -1,0 +1,241 @@
+"""Scores of labelled data, and the identity that tests them; lazy where the data are lazy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from workflow.config import DataConfig
+from workflow.interfaces import MEMBER, SPACE, TIME, System, UserError
+from workflow.reading import FIT_NUMBERS, Reader, Score, ScoreLike, score_of
+from workflow.recorded import arrange, describe, saved_of
+
+MATRIX = 4096
+"""Most numbers of a snapshot whose whole Stein matrix is made."""
+
+
+def scores_of(
+    data: xr.Dataset | xr.DataArray,
+    *,
+    score: ScoreLike = "gaussian",
+    dims: Mapping[str, str] | None = None,
+    homogeneous: bool = False,
+    system: System | None = None,
+    seed: int = 1,
+) -> xr.Dataset:
+    """The score of every snapshot of the data.
+
+        s(x) = grad log p(x)
+
+    Dask data stay lazy: the score is fitted (to at most 256 MiB of evenly spaced snapshots) and
+    applied when the answer is computed, chunk by chunk of time and member; only coordinates and
+    the first and last snapshots are looked at before.
+
+    Args:
+        data: as for `workflow.analysis.responses_of`.
+        score: "gaussian", "kgmm", "exact" (with `system`), or a function of torch tensors
+            `(batch, field, *shape)`.
+        dims: what our dimensions are called in the data, as {"time": "t", "member": "run"}.
+        homogeneous: True where the statistics do not depend on the place (periodic grid).
+        system: for the exact score.
+        seed: of KGMM.
+
+    Returns:
+        `score_<variable>` with the dims and coordinates of the data, in inverse units of it.
+
+    Raises:
+        UserError: in one line, what the data or the arguments lack; of values when computed.
+    """
+    raw, config = _described(data, dims, homogeneous)
+    arranged = arrange(raw, config)
+    fields = [np.float32 if arranged[n].dtype == np.float32 else np.float64 for n in _names(config)]
+    options = {"system": system, "seed": seed}
+    if raw.chunks:
+        stacked = _lazily(arranged, config, score, options, fields[0])
+    else:
+        stacked = _apply(_stack(arranged, config), fitted(arranged, config, score, options))
+    order = [d for d in (MEMBER, TIME, "y", "x") if d in arranged[_names(config)[0]].dims]
+    coords = {n: c for n, c in arranged.coords.items() if set(c.dims) <= set(order)}
+    found = {}
+    for i, name in enumerate(_names(config)):
+        units = str(arranged[name].attrs.get("units", "1"))
+        words = str(arranged[name].attrs.get("long_name", name))
+        attrs = {"long_name": f"score of {words}", "units": "1" if units == "1" else f"({units})-1"}
+        found[f"score_{name}"] = (order, stacked[:, :, i], attrs)
+    answer = xr.Dataset(found, coords=coords, attrs={"Conventions": "CF-1.11"})
+    answer.attrs["title"] = f"score by {score if isinstance(score, str) else 'a function'}"
+    answer = answer.rename({o: t for o, t in config.dims.items() if o != t and o in answer.dims})
+    return answer if MEMBER in config.dims else answer.squeeze(MEMBER, drop=True)
+
+
+def stein_of(
+    data: xr.Dataset | xr.DataArray,
+    *,
+    score: ScoreLike = "gaussian",
+    dims: Mapping[str, str] | None = None,
+    homogeneous: bool = False,
+    system: System | None = None,
+    seed: int = 1,
+) -> xr.Dataset:
+    """The identity that the true score obeys, tested: M = -<(x - <x>) s^T> = 1.
+
+    Args:
+        data: as for `scores_of`, and the rest too.
+        score: as there, or a Dataset of scores `score_<variable>` with the dims of the data.
+        dims: as there.
+        homogeneous: then M is told per wavenumber, else as a whole matrix.
+        system: as there.
+        seed: as there.
+
+    Returns:
+        `stein` with dims (variable, kicked_variable[, ky][, kx]), or (number, kicked_number) for
+        fields of other places; `expected`; and `standard_error`, from the spread of members where
+        there are several. Lazy where the data are lazy.
+
+    Raises:
+        UserError: as `scores_of`; more numbers in a snapshot than a matrix may have rows.
+    """
+    raw, config = _described(data, dims, homogeneous)
+    given = score if isinstance(score, xr.Dataset) else None
+    own: dict[str, Any] = {"dims": dims, "homogeneous": homogeneous, "system": system, "seed": seed}
+    scored = given if given is not None else scores_of(raw, score=score, **own)
+    renamed = scored.rename({f"score_{n}": n for n in _names(config) if f"score_{n}" in scored})
+    x, s = (_joined(arrange(one, config), config) for one in (raw, renamed))
+    shape = saved_of(config).shape
+    x = x - x.mean((MEMBER, TIME, *(SPACE[len(shape)] if homogeneous else ())))
+    if homogeneous and shape:
+        products = _by_wavenumber(x, s, shape)
+    else:
+        products = _whole(x, s, shape)
+    members = products.sizes[MEMBER]
+    error = products.std(MEMBER, ddof=1) / np.sqrt(members) if members > 1 else None
+    words = "Stein matrix -<x s^T>, the expected one for the score of the data"
+    found = {"stein": products.mean(MEMBER).assign_attrs(long_name=words, units="1")}
+    if error is not None:
+        words = f"standard error of stein, from the spread of {members} members"
+        found["standard_error"] = error.assign_attrs(long_name=words, units="1")
+    found["expected"] = _expected(found["stein"])
+    title = {"Conventions": "CF-1.11", "title": "test of a score by the Stein identity"}
+    return xr.Dataset(found, attrs=title)
+
+
+def fitted(data: xr.Dataset, config: DataConfig, score: Any, options: Mapping[str, Any]) -> Score:
+    """The score as a function, fitted to arranged data where it has to be."""
+    if callable(score):
+        return score  # type: ignore[no-any-return]
+    if isinstance(score, xr.Dataset):
+        raise UserError("score: these are scores already; give a name or a function")
+    function, _ = score_of(score, Reader(data, config), config, **options)
+    return function
+
+
+def _described(
+    data: xr.Dataset | xr.DataArray, dims: Mapping[str, str] | None, homogeneous: bool
+) -> tuple[xr.Dataset, DataConfig]:
+    raw = data.to_dataset(name=data.name or "x") if isinstance(data, xr.DataArray) else data
+    config = DataConfig(store="data", dims=dict(dims or {}), homogeneous=homogeneous)
+    config, _ = describe(raw, config, "the data")
+    return raw, config
+
+
+def _names(config: DataConfig) -> tuple[str, ...]:
+    return config.variables
+
+
+def _stack(data: xr.Dataset, config: DataConfig) -> np.ndarray:
+    return np.stack([np.asarray(data[n].values) for n in _names(config)], axis=2)
+
+
+def _apply(values: np.ndarray, score: Score) -> np.ndarray:
+    """Scores of `(member, time, field, *shape)`."""
+    if not values.size or not np.isfinite(values).all():
+        raise UserError("the data have values that are no numbers; fill the gaps, or cut them out")
+    kind = torch.float32 if values.dtype == np.float32 else torch.float64
+    x = torch.from_numpy(np.ascontiguousarray(values)).to(kind)
+    with torch.no_grad():
+        s = score(x.flatten(0, 1))
+    if tuple(s.shape) != tuple(x.flatten(0, 1).shape):
+        raise UserError(f"the score of snapshots {tuple(x.shape[2:])} has shape {tuple(s.shape)}")
+    return np.asarray(s.reshape(x.shape).to(kind))
+
+
+def _lazily(
+    data: xr.Dataset, config: DataConfig, score: Any, options: Mapping[str, Any], kind: Any
+) -> Any:
+    """Scores as a dask array; one task fits, one task a chunk applies."""
+    import dask
+    import dask.array
+
+    numbers = saved_of(config).numbers * data.sizes[MEMBER]
+    stride = -(-data.sizes[TIME] // max(3, FIT_NUMBERS // max(1, numbers)))
+    thin = data.isel({TIME: slice(0, None, stride)})
+    if callable(score):
+        function: Any = score
+    else:
+        function = dask.delayed(fitted)(thin, config, score, options)
+    arrays = [data[n].data for n in _names(config)]
+    whole = {axis: -1 for axis in range(2, arrays[0].ndim)}
+    x = dask.array.stack([one.rechunk(whole) for one in arrays], axis=2).rechunk({2: -1})
+    return x.map_blocks(_apply, function, dtype=kind, meta=np.empty((0,) * x.ndim, kind))
+
+
+def _joined(data: xr.Dataset, config: DataConfig) -> xr.DataArray:
+    names = list(_names(config))
+    joined = xr.concat(
+        [data[n] for n in names], dim="variable", coords="minimal", compat="override"
+    )
+    return joined.drop_vars(list(joined.coords)).assign_coords(variable=names)
+
+
+def _by_wavenumber(x: xr.DataArray, s: xr.DataArray, shape: tuple[int, ...]) -> xr.DataArray:
+    """-Re <x_k conj(s_k)> / numbers of places, per member and wavenumber."""
+    space = list(SPACE[len(shape)])
+    waves = [f"k{d}" for d in space]
+
+    def transform(one: xr.DataArray) -> xr.DataArray:
+        axes = tuple(range(-len(space), 0))
+        return xr.apply_ufunc(
+            lambda v: np.fft.fftshift(np.fft.fftn(v, axes=axes), axes=axes),
+            one.chunk({d: -1 for d in space}) if one.chunks else one,
+            input_core_dims=[space],
+            output_core_dims=[waves],
+            dask="parallelized",
+            output_dtypes=[np.complex128],
+            dask_gufunc_kwargs={"output_sizes": dict(zip(waves, shape, strict=True))},
+        )
+
+    kicked = transform(s).rename(variable="kicked_variable")
+    found = -(transform(x) * kicked.conj()).mean(TIME).real / np.prod(shape)
+    steps = {k: np.arange(n) - n // 2 for k, n in zip(waves, shape, strict=True)}
+    return found.assign_coords(steps).transpose(MEMBER, "variable", "kicked_variable", *waves)
+
+
+def _whole(x: xr.DataArray, s: xr.DataArray, shape: tuple[int, ...]) -> xr.DataArray:
+    """-<x s^T> of all numbers of a snapshot, per member."""
+    space = SPACE[len(shape)]
+    if not space:
+        kicked = s.rename(variable="kicked_variable")
+        return -xr.dot(x, kicked, dim=TIME) / x.sizes[TIME]
+    numbers = x.sizes["variable"] * int(np.prod(shape))
+    if numbers > MATRIX:
+        raise UserError(
+            f"a snapshot has {numbers} numbers, its Stein matrix would have {numbers**2}; give "
+            f"homogeneous=True where places are alike, or select at most {MATRIX} numbers"
+        )
+    stacked = [
+        one.stack({to: ("variable", *space)}, create_index=False).drop_vars("variable")
+        for one, to in ((x, "number"), (s, "kicked_number"))
+    ]
+    return -xr.dot(*stacked, dim=TIME) / x.sizes[TIME]
+
+
+def _expected(stein: xr.DataArray) -> xr.DataArray:
+    rows, columns = stein.dims[:2]
+    identity = np.eye(stein.sizes[rows], stein.sizes[columns])
+    return xr.DataArray(
+        identity, dims=(rows, columns), attrs={"long_name": "identity", "units": "1"}
+    )
