@@ -45,7 +45,7 @@ EXPERIMENT = {
     "response": {"max_lag": 4.0, "estimators": ["neural", "gaussian"]},
     "cluster": {"simulate": {"workers": 1}, "train": {"max_restarts": 100}},
 }
-PATIENCE = 300
+PATIENCE = 1200
 ALLOCATION = ["salloc", "--quiet", "--ntasks=2", "--nodes=2", "--mem=2G", "--time=10"]
 """Before a command: its ranks are started by srun on two nodes."""
 
