@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 from typing import TYPE_CHECKING
 
+from workflow.diffusion import build_process
+from workflow.diffusion.distances import FEWEST
+from workflow.diffusion.sampling import check_sampler
 from workflow.dynamics.engines import check_engine
+from workflow.dynamics.jumping import Jumping
 from workflow.dynamics.noise import check_steps
 from workflow.interfaces import HasExactScore, UserError
 from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import build_perturbations
+from workflow.rivals import rivals_of
 
 if TYPE_CHECKING:
     from workflow.runs import Run
@@ -29,10 +35,18 @@ def check(run: Run) -> None:
     """
     _check_times(run)
     _check_steps(run)
+    _check_variance(run)
     _check_members(run)
     _check_estimators(run)
     _check_extrapolation(run)
     _check_training(run)
+    _check_samples(run)
+    for name, rival in rivals_of(run).items():
+        try:
+            _check_extrapolation(rival)
+            _check_samples(rival)
+        except UserError as error:
+            raise UserError(f"score.rivals.{name}: {error}") from None
     _check_probes(run)
 
 
@@ -64,6 +78,15 @@ def _check_steps(run: Run) -> None:
         return
     check_engine(run.experiment.ensemble.engine, run.system)
     check_steps(run.spinup_steps + run.times * run.steps_per_save)
+
+
+def _check_variance(run: Run) -> None:
+    system = None if run.experiment.system is None else run.system
+    if isinstance(system, Jumping) and system.heavy:
+        raise UserError(
+            f"system.noise.jumps.amplitude={system.jumps.amplitude}: such jumps have no variance, "
+            "which whitening, scores and responses need; use laplace or normal"
+        )
 
 
 def _check_members(run: Run) -> None:
@@ -122,6 +145,35 @@ def _check_training(run: Run) -> None:
         )
 
 
+def _check_samples(run: Run) -> None:
+    process, config = run.experiment.score.process, run.experiment.sample
+    if "neural" in run.learned and "score" not in build_process(process).heads:
+        raise UserError(
+            f"score.process.kind={process.kind} has no score that a response could use; give it "
+            "a Gaussian part, or remove 'neural' from response.estimators"
+        )
+    if config is None:
+        return
+    if "neural" not in run.trained:
+        raise UserError(
+            f"sample: needs a learned score, but score.estimator={run.experiment.score.estimator}; "
+            "set score.estimator: neural, or remove the section"
+        )
+    how = config.model_dump(include={"eta", "stop", "grid"})
+    check_sampler(process, config.sampler, nfe=config.nfe, **how)
+    if config.compare is not None:
+        held = run.held_out
+        pieces = math.ceil(2 * FEWEST / len(held.members))
+        if min(len(held.times), 2 * config.members // len(held.members)) < pieces:
+            raise UserError(
+                f"sample.compare: {len(held.members)} members x {len(held.times)} times are held "
+                f"out for {config.members} samples; a distance needs {2 * FEWEST} or more of "
+                "both: raise score.split.test, ensemble.length or sample.members"
+            )
+        for name, nfe in product(config.compare.samplers, config.compare.nfe):
+            check_sampler(process, name, nfe=nfe)
+
+
 def _check_extrapolation(run: Run) -> None:
     score = run.experiment.score
     if not score.extrapolate:
@@ -131,7 +183,8 @@ def _check_extrapolation(run: Run) -> None:
             f"score.extrapolate=true is of the learned score, but score.estimator="
             f"{score.estimator}; set score.estimator: neural, or score.extrapolate: false"
         )
-    low, high = score.process.sigma_min, score.process.sigma_max
+    process = build_process(score.process)
+    low, high = process.sigma_min, process.sigma_max
     if high < math.sqrt(2) * low:
         raise UserError(
             f"score.extrapolate=true needs score.process.sigma_max of at least 2^(1/2) sigma_min "

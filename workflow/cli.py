@@ -17,6 +17,7 @@ from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
 from workflow.cli_matrix import matrix
 from workflow.cli_plan import plan, tell_plan
+from workflow.cli_sample import sample
 from workflow.cli_scale import scale
 from workflow.cli_status import status
 from workflow.interfaces import UserError
@@ -64,7 +65,7 @@ def _go(
     verbose: int,
     quiet: bool,
     shelf: Path,
-    force: bool = False,
+    force: bool,
 ) -> None:
     from workflow.stages.pipeline import STAGES as ALL
     from workflow.stages.pipeline import run_stages
@@ -199,7 +200,7 @@ def report(
 
     if len(names) == 1 and out is None:
         run, shelf = open_run(names[0], runs, settings or []), shelf_of(runs, catalogs)
-        return _go(run, ("report",), as_json, verbose, quiet, shelf)
+        return _go(run, ("report",), as_json, verbose, quiet, shelf, force=True)
     if len(names) == 1 or settings:
         raise UserError("--out is of a comparison and --set of a single run; give 2 runs, no --set")
     found = [load_run(name, runs) for name in names]
@@ -214,6 +215,7 @@ for _name, _help in STAGES.items():
 app.command("report")(report)
 app.command("forecast")(forecast)
 app.command("matrix")(matrix)
+app.command("sample")(sample)
 app.command("plan")(plan)
 app.command("submit")(submit)
 app.command("status")(status)

@@ -7,13 +7,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from workflow.interfaces import UserError
 from workflow.machines import ClusterConfig, FaultsConfig
+from workflow.processes import KINDS, EdmConfig, ProcessConfig, SampleConfig
 from workflow.schema import Bytes, Strict
 
 
@@ -31,20 +32,6 @@ class EnsembleConfig(Strict):
     dtype: Literal["float32", "float64"] = "float32"
     chunk: Bytes = Field(16 * 2**20, ge=1024, validate_default=True)
     checksum: Literal["crc32c"] = "crc32c"
-
-
-class ProcessConfig(Strict):
-    """Forward process of the score; noise levels in units of its own scale of variation."""
-
-    kind: Literal["edm"] = "edm"
-    sigma_min: float = Field(0.02, gt=0)
-    sigma_max: float = Field(0.02, gt=0)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> ProcessConfig:
-        if self.sigma_max < self.sigma_min:
-            raise ValueError(f"sigma_max={self.sigma_max} must be >= sigma_min={self.sigma_min}")
-        return self
 
 
 class NetworkConfig(Strict):
@@ -104,14 +91,20 @@ class KgmmConfig(Strict):
     batch: int = Field(32, ge=1, description="clusters in a step")
 
 
+RivalName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
 class ScoreConfig(Strict):
     """How the score is estimated."""
 
     estimator: Literal["neural", "kgmm", "gaussian", "exact"] = "neural"
     whiten: Literal[True] = True
-    process: ProcessConfig = ProcessConfig()
+    process: ProcessConfig = EdmConfig()
     network: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()
+    rivals: dict[RivalName, ProcessConfig] = Field(
+        {}, description="scores learned beside it by other processes, by name of the estimator"
+    )
     kgmm: KgmmConfig = KgmmConfig()
     extrapolate: bool = Field(False, description="take out the smoothing of order sigma_min^2")
     split: SplitConfig = SplitConfig()
@@ -128,7 +121,8 @@ class ErrorConfig(Strict):
     bands: Literal["pointwise", "simultaneous"] = "pointwise"
 
 
-Estimator = Literal["neural", "kgmm", "gaussian", "exact", "direct"]
+ESTIMATORS = ("neural", "kgmm", "gaussian", "exact", "direct")
+"""Of responses; the rivals of the learned score are others."""
 
 ProbeSpec = str | dict[str, Any]
 """A name such as "moment_2", or a mapping with `kind` and parameters."""
@@ -137,7 +131,7 @@ ProbeSpec = str | dict[str, Any]
 class ResponseConfig(Strict):
     """Which responses, up to which lag in model time units."""
 
-    estimators: tuple[Estimator, ...] = ("neural", "gaussian", "exact", "direct")
+    estimators: tuple[str, ...] = ("neural", "gaussian", "exact", "direct")
     observables: tuple[ProbeSpec, ...] = ("field",)
     perturbations: tuple[ProbeSpec, ...] = ("pixel",)
     max_lag: float = Field(100.0, gt=0)
@@ -203,9 +197,24 @@ class Experiment(Strict):
     score: ScoreConfig = ScoreConfig()
     response: ResponseConfig = ResponseConfig()
     direct: DirectConfig = DirectConfig()
+    sample: SampleConfig | None = None
     report: ReportConfig = ReportConfig()
     cluster: ClusterConfig = ClusterConfig()
     faults: FaultsConfig = FaultsConfig()
+
+    @model_validator(mode="after")
+    def _estimators(self) -> Experiment:
+        rivals = self.score.rivals
+        known = (*ESTIMATORS, *rivals)
+        for name in self.response.estimators:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+                raise ValueError(f"response.estimators has '{name}', which is unknown; {hint}")
+        taken = [name for name in rivals if name in ESTIMATORS]
+        if taken:
+            raise ValueError(f"score.rivals.{taken[0]} is the name of another estimator; rename it")
+        return self
 
     @model_validator(mode="after")
     def _one_source(self) -> Experiment:
@@ -217,9 +226,10 @@ class Experiment(Strict):
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 
-_FREE = ("cluster", "faults", "report", "response", "direct")
+_FREE = ("cluster", "faults", "report", "response", "direct", "sample")
 """Sections that an existing run may change: stages make again what depends on them."""
 _FREE_KEYS = ("score.train.steps", "score.train.ranks", "score.train.micro_batch")
+_RIVALS = "score.rivals."  # each is trained again where it changes
 _GROWING = ("ensemble.length", "ensemble.members")
 
 
@@ -286,7 +296,13 @@ def explain(error: ValidationError, model: Any, *, prefix: str = "") -> str:
     """First mistake that pydantic found, in one line with the key, the value and the need."""
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
-    key = ".".join([prefix, *location] if prefix else location) or "experiment"
+    told = _without_tags(location)
+    key = ".".join([prefix, *told] if prefix else told) or "experiment"
+    if first["type"] == "union_tag_invalid":
+        kinds = [name.strip("'") for name in first["ctx"]["expected_tags"].split(", ")]
+        near = difflib.get_close_matches(first["ctx"]["tag"], kinds, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(kinds)}"
+        return f"{key}.kind={first['ctx']['tag']} is unknown; {hint}"
     if first["type"] == "extra_forbidden":
         known = _known_keys(model, location[:-1])
         near = difflib.get_close_matches(location[-1], known, n=1)
@@ -300,14 +316,29 @@ def explain(error: ValidationError, model: Any, *, prefix: str = "") -> str:
     return f"{key}: {message}"
 
 
+def _without_tags(location: Sequence[str]) -> list[str]:
+    """A place in the experiment without the kind of process, which is no key."""
+    return [part for place, part in enumerate(location) if not _is_tag(location, place)]
+
+
+def _is_tag(location: Sequence[str], place: int) -> bool:
+    """Whether a part of a place is the kind of a process: of the score, or of a rival by name."""
+    return "process" in location[max(0, place - 1) : place] or (
+        place > 1 and location[place - 2] == "rivals"
+    )
+
+
 def _known_keys(model: Any, location: Sequence[str]) -> list[str]:
-    for part in location:
-        annotation = model.model_fields[part].annotation
-        inner = [annotation, *get_args(annotation)]
-        models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
-        if not models:
-            return []
-        model = models[0]
+    for place, part in enumerate(location):
+        if _is_tag(location, place):
+            model = KINDS[part]
+        elif location[max(0, place - 1) : place] != ["rivals"]:  # else the name of a rival
+            annotation = model.model_fields[part].annotation
+            inner = [annotation, *get_args(annotation)]
+            models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
+            if not models and part not in ("process", "rivals"):
+                return []
+            model = models[0] if models else model
     return list(model.model_fields)
 
 
@@ -330,6 +361,8 @@ def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
         if was == now or key.split(".")[0] in _FREE or key in _FREE_KEYS:
+            continue
+        if key.startswith(_RIVALS):
             continue
         if key in _GROWING and isinstance(was, (int, float)) and now is not None and now > was:
             continue

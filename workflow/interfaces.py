@@ -16,7 +16,7 @@ Labels (xarray) begin where a user looks: in the stores and in `responses`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -162,6 +162,15 @@ class HasExactScore(Protocol):
 
 
 @runtime_checkable
+class HasNoisedScore(Protocol):
+    """A system whose score is known exactly after any normal noise, too."""
+
+    def noised_score(self, x: Tensor, covariance: Tensor) -> Tensor:
+        """grad log of the density of x plus noise of a covariance `(number, number)`, like x."""
+        ...
+
+
+@runtime_checkable
 class HasExactResponse(Protocol):
     """A system whose mean response to a kick of one pixel is known in closed form."""
 
@@ -190,29 +199,109 @@ class HasDrift(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Noise:
+    """What a process makes of data with normals of both signs, and what is to be answered there.
+
+    The states are mean +- shift; the answers asked for there are even -+ odd / scale.
+
+    Attributes:
+        mean: `(pair, state * field, *shape)`.
+        shift: like `mean`.
+        odd: `(pair, head * field, *shape)`.
+        scale: `(pair,)`; one number for all answers of a pair.
+        even: like `odd`; None for nothing.
+        weight: of the squared errors, `(pair, 1 or head * field, *ones)`; a function of the level
+            only, or it would move the minimum; None for 1.
+    """
+
+    mean: Tensor
+    shift: Tensor
+    odd: Tensor
+    scale: Tensor
+    even: Tensor | None = None
+    weight: Tensor | None = None
+
+
+Answers = Callable[[Tensor, Tensor], Tensor]
+"""Answers `(batch, head * field, *shape)` at states `(batch, state * field, *shape)` and levels."""
+
+
 class ForwardProcess(Protocol):
-    """A way to noise data, and the score of the noised density from a network's answer."""
+    """A way to noise whitened data: what it draws, what a network learns of it, what that means.
+
+    A level is a positive number that orders the noise, the standard deviation where there is one.
+    All arrays are of one kind: states `(batch, state * field, *shape)`, answers
+    `(batch, head * field, *shape)`, both with the fields innermost.
+    """
+
+    @property
+    def states(self) -> int:
+        """Fields of a state for one field of the data; 2 where there are velocities."""
+        ...
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """What the network answers, the ordinary score first: "score", "generalized_score"."""
+        ...
+
+    @property
+    def normals(self) -> int:
+        """Standard normals drawn for one number of the data."""
+        ...
+
+    @property
+    def uniforms(self) -> int:
+        """Uniform numbers drawn for one snapshot, besides that of the level."""
+        ...
+
+    @property
+    def narrow(self) -> bool:
+        """Whether all noise is small: it and the untrained score follow the local potential."""
+        ...
 
     @property
     def sigma_min(self) -> float:
-        """Smallest noise level; the level at which the score is evaluated on data."""
+        """Smallest level; the one at which the score is evaluated on data."""
         ...
 
     @property
     def sigma_max(self) -> float:
-        """Largest noise level."""
+        """Largest level."""
         ...
 
     def noise_levels(self, uniform: Tensor) -> Tensor:
-        """Training noise levels `(batch,)` from uniform numbers in [0, 1)."""
+        """Training levels `(batch,)` from uniform numbers in [0, 1)."""
         ...
 
-    def inputs(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network sees: scaled field and conditioning number `(batch,)`."""
+    def noise(self, x: Tensor, level: Tensor, z: Tensor, uniform: Tensor | None) -> Noise:
+        """Noised data and targets of both signs.
+
+        Args:
+            x: whitened data `(pair, field, *shape)`.
+            level: `(pair,)`.
+            z: normals `(pair, normals * field, *shape)`.
+            uniform: in [0, 1), `(pair, uniforms)` float64; None where none are drawn.
+        """
         ...
 
-    def score(self, output: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-        """Score of the density noised to `sigma`, from the network's output at `x`."""
+    def inputs(self, state: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network sees: the state in units of order 1, and a condition `(batch,)`."""
+        ...
+
+    def interpret(self, output: Tensor, state: Tensor, level: Tensor) -> Tensor:
+        """Answers of all heads from the network's output, both `(batch, head * field, *shape)`.
+
+        Zero output is the exact answer for Gaussian data.
+        """
+        ...
+
+    def score(self, answers: Answers, x: Tensor, level: Tensor) -> Tensor:
+        """Score of the density of x, which is data plus the noise of a level, like `x`.
+
+        Raises:
+            UserError: the process has no ordinary score.
+        """
         ...
 
 

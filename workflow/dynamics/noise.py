@@ -24,6 +24,9 @@ from workflow.interfaces import UserError
 FORCING, INITIAL, DIRECT = 0, 1, 2
 """Streams: noise of the ensemble, initial states, and the first of the paired perturbed runs."""
 
+SAMPLES, SAMPLES_UNIFORM = 2**31, 2**31 + 1
+"""Streams of samples of a learned density: normals, and uniform numbers."""
+
 WORD = 2**32
 """Members, steps and streams are below it."""
 
@@ -82,6 +85,16 @@ def normals(
         pairs += [radius * np.cos(angle), radius * np.sin(angle)]
     four = np.stack(pairs, axis=-1).astype(real)
     return four.reshape(*four.shape[:2], -1)[..., :count]
+
+
+def uniforms(
+    seed: int, members: Sequence[int], *, step: int, stream: int, count: int
+) -> np.ndarray:
+    """Uniform numbers in (0, 1), float64 `(member, count)`, named as the normals are."""
+    groups = np.arange(-(-count // 4))
+    words = philox([groups, np.array(step), np.array(stream), np.array(members)[:, None]], seed)
+    four = (np.stack(words, axis=-1).astype(np.float64) + 0.5) / WORD
+    return four.reshape(len(members), -1)[:, :count]
 
 
 class NoiseStream:

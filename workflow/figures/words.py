@@ -74,7 +74,7 @@ def findings(summary: Numbers) -> list[str]:
             "the Stein identity below tests these responses."
         ]
     told += [_left_out(summary), _all_pairs(summary), _beyond_gaussian(summary)]
-    told += [_stein(summary, estimators), _scores(summary), _resampled(estimators)]
+    told += [_stein(summary, estimators), _scores(summary), _nats(summary), _resampled(estimators)]
     told += _tested(summary)
     return [text for text in told if text]
 
@@ -282,6 +282,29 @@ def _scores(summary: Numbers) -> str:
         "Squared error of the score on held-out members, as a share of the exact one's square in "
         f"whitened modes: {', '.join(parts)}."
     )
+
+
+def _nats(summary: Numbers) -> str:
+    """What the learned score is worth in nats, and what it still lacks."""
+    found = summary.get("path_kl") or {}
+    neural = (found.get("estimators") or {}).get("neural")
+    if not neural:
+        return ""
+    gain = with_error(neural["gain"], neural["gain_standard_error"])
+    text = (
+        f"Taking noise up to σ = {number(found['band'][1])} ({found['noise_in']}) off held-out "
+        f"data, the learned score is {gain} nats a snapshot better than the Gaussian one"
+    )
+    exact = found["estimators"].get("exact")
+    if exact:
+        text += f" (the exact one {with_error(exact['gain'], exact['gain_standard_error'])})"
+    if "left" in neural:
+        left = with_error(neural["left"], neural["left_standard_error"])
+        text += f"; {left} nats of path KL are left to the exact score"
+    if "left" in neural and "prior_mismatch" in found:
+        most = number(neural["left"] + found["prior_mismatch"])
+        text += f", and no more than {most} between the data and what reverse diffusion makes of it"
+    return f"{text}."
 
 
 def _tested(summary: Numbers) -> list[str]:

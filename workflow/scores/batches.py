@@ -35,13 +35,15 @@ class Draws:
         place: which snapshot, uniform in [0, 1), `(pair,)` float64.
         rolls: shift along each space axis, `(pair, dim)`.
         level: uniform in [0, 1), from which the noise level is made, `(pair,)`.
-        z: standard normals `(pair, field, *shape)`.
+        z: standard normals `(pair, normals * field, *shape)`.
+        uniform: in [0, 1), whatever else the process draws, `(pair, uniforms)` float64.
     """
 
     place: np.ndarray
     rolls: np.ndarray
     level: np.ndarray
     z: np.ndarray
+    uniform: np.ndarray
 
 
 def lane_edges(pairs: int) -> list[int]:
@@ -66,6 +68,8 @@ def draw(
     pairs: int,
     share: range,
     shape: tuple[int, ...],
+    normals: int = 1,
+    uniforms: int = 0,
     threads: ThreadPoolExecutor | None = None,
 ) -> Draws:
     """Random numbers of a share of the pairs of a step.
@@ -76,6 +80,8 @@ def draw(
         pairs: antithetic pairs of the whole step.
         share: which of them.
         shape: fields and space of a snapshot.
+        normals: normals for one number of a snapshot.
+        uniforms: further uniform numbers of a pair.
         threads: draw several lanes at once.
     """
     edges = lane_edges(pairs)
@@ -87,8 +93,9 @@ def draw(
         place = generator.random(count)
         rolls = generator.integers(shape[1:], size=(count, len(shape) - 1))
         level = generator.random(count, dtype=np.float32)
-        z = generator.standard_normal((count, *shape), dtype=np.float32)
-        return [values[inside] for values in (place, rolls, level, z)]
+        z = generator.standard_normal((count, normals * shape[0], *shape[1:]), dtype=np.float32)
+        uniform = generator.random((count, uniforms))
+        return [values[inside] for values in (place, rolls, level, z, uniform)]
 
     run = map if threads is None else threads.map
     parts = list(run(lane, lanes_of(share, pairs)))
@@ -127,12 +134,13 @@ class Held:
 
 @dataclass(frozen=True)
 class Sample:
-    """What a step sees, on the device: snapshots, shifts, uniform levels, normals."""
+    """What a step sees, on the device: snapshots, and numbers as in `Draws`."""
 
     x: Tensor
     rolls: Tensor
     level: Tensor
     z: Tensor
+    uniform: Tensor | None = None
 
 
 class Batches:
@@ -144,12 +152,23 @@ class Batches:
         pairs: antithetic pairs of a whole step.
         share: those of this rank.
         device: where the samples go.
+        normals: as for `draw`.
+        uniforms: as for `draw`.
     """
 
     def __init__(
-        self, source: Source, *, seed: int, pairs: int, share: range, device: torch.device
+        self,
+        source: Source,
+        *,
+        seed: int,
+        pairs: int,
+        share: range,
+        device: torch.device,
+        normals: int = 1,
+        uniforms: int = 0,
     ) -> None:
         self._source, self._seed, self._pairs, self._share = source, seed, pairs, share
+        self._numbers = {"normals": normals, "uniforms": uniforms}
         self._device = device
         self._thread = ThreadPoolExecutor(1, "batches")
         # A GPU takes a batch faster than one core draws its normals.
@@ -176,9 +195,10 @@ class Batches:
             share=self._share,
             shape=shape,
             threads=self._more,
+            **self._numbers,
         )
         x = self._source.take(step, self._share, self._pairs, drawn.place)
-        numbers = (torch.from_numpy(v) for v in (drawn.rolls, drawn.level, drawn.z))
+        numbers = map(torch.from_numpy, (drawn.rolls, drawn.level, drawn.z, drawn.uniform))
         return Sample(*(to_device(values, self._device) for values in (x, *numbers)))
 
 

@@ -55,6 +55,11 @@ class _Whitening(ABC):
         """The inverse of `whiten` but for the mean."""
         return self._apply("colour", x)
 
+    def unwhiten(self, x: Tensor) -> Tensor:
+        """The inverse of `whiten`."""
+        coloured = self.colour(x)
+        return coloured - self._centred(torch.zeros_like(coloured))
+
     def score_to_white(self, s: Tensor) -> Tensor:
         """Score with respect to x~ from that with respect to x: the transpose of `colour`."""
         return self._apply("score_to_white", s)

@@ -21,28 +21,46 @@ class LocalNetwork(nn.Module):
 
     On an inhomogeneous field each place has a learned bias of its own, zero at the start, and the
     network is no longer shift equivariant. Without space it is a residual multilayer perceptron.
+
+    Args:
+        fields: of the data.
+        shape: of space.
+        config: size.
+        homogeneous: whether the statistics do not depend on the place.
+        states: fields it sees for each field of the data.
+        heads: fields it answers for each field of the data.
+        linear: whether there is a linear map, one for all noise levels.
     """
 
     def __init__(
-        self, fields: int, shape: tuple[int, ...], config: NetworkConfig, *, homogeneous: bool
+        self,
+        fields: int,
+        shape: tuple[int, ...],
+        config: NetworkConfig,
+        *,
+        homogeneous: bool,
+        states: int = 1,
+        heads: int = 1,
+        linear: bool = True,
     ) -> None:
         super().__init__()
-        self.fields, dim, channels = fields, len(shape), config.channels
-        self.enter = PeriodicConv(2 * fields, channels, dim)
+        self.answers, dim, channels = fields * heads, len(shape), config.channels
+        self.enter = PeriodicConv(2 * fields * states, channels, dim)
         places = None if homogeneous else nn.Parameter(torch.zeros(channels, *shape))
         self.register_parameter("places", places)
         self.blocks = nn.ModuleList(
             ResidualBlock(channels, dim) for _ in range(config.residual_blocks)
         )
-        self.leave = PeriodicConv(channels, 2 * fields, dim)
+        self.leave = PeriodicConv(channels, 2 * self.answers, dim)
         for parameter in self.leave.parameters():
             nn.init.zeros_(parameter)
-        self.linear = SpectralLinear(fields, shape) if homogeneous and shape else None
+        solved = linear and homogeneous and bool(shape)
+        self.linear = SpectralLinear(fields, shape) if solved else None
 
     def forward(
         self, whitened: Tensor, physical: Tensor, condition: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Two answers `(batch, field, *shape)` from two views and a condition `(batch,)`."""
+        """Two answers `(batch, head * field, *shape)` from two views and a condition `(batch,)`."""
         h = self.enter(torch.cat([whitened, physical], dim=1))
         if self.places is not None:
             h = h + self.places
@@ -50,7 +68,7 @@ class LocalNetwork(nn.Module):
             h = block(h, condition)
         # Fourier transforms have no half precision.
         out = self.leave(nn.functional.silu(h)).to(whitened.dtype)
-        white, local = out.split(self.fields, dim=1)
+        white, local = out.split(self.answers, dim=1)
         return white if self.linear is None else white + self.linear(whitened), local
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from workflow.config import ScoreConfig
-from workflow.diffusion.gaussian import PROCESSES
+from workflow.diffusion import build_process
 from workflow.interfaces import ForwardProcess
 from workflow.scores.closed_form import Gaussian, SpectralGaussian
 from workflow.scores.networks import NETWORKS
@@ -31,15 +31,17 @@ class WhitenedScore(nn.Module):
         self.whitening = whitening
         # Symmetry is a property of the data: their Gaussian has it.
         self.homogeneous = isinstance(whitening, SpectralGaussian) or not whitening.shape
-        self.potential = getattr(whitening, "potential", None)
-        self.process: ForwardProcess = PROCESSES[config.process.kind](
-            config.process.sigma_min, config.process.sigma_max
-        )
+        self.process: ForwardProcess = build_process(config.process)
+        narrow = self.process.narrow
+        self.potential = getattr(whitening, "potential", None) if narrow else None
         self.network = NETWORKS[config.network.kind](
             len(whitening.mean),
             whitening.shape,
             config.network,
             homogeneous=self.homogeneous,
+            states=self.process.states,
+            heads=len(self.process.heads),
+            linear=narrow,
         )
         # Per field: fields can have units of any size.
         scale = whitening.pixel_variance.sqrt().float()
@@ -47,20 +49,43 @@ class WhitenedScore(nn.Module):
         self.register_buffer("_scale", scale, persistent=False)
 
     def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """Score at whitened, noised `x` and levels `sigma` `(batch,)` (or one for all)."""
-        sigma = sigma.expand(len(x))
-        seen, condition = self.process.inputs(x, sigma)
-        scale = self._scale.to(x.dtype)
-        physical = self.whitening.colour(seen)
+        """Score at whitened, noised `x` and levels `sigma` `(batch,)` (or one for all).
+
+        Raises:
+            UserError: the process has no ordinary score.
+        """
+        return self.process.score(self.answers, x, sigma.expand(len(x)))
+
+    def answers(self, state: Tensor, sigma: Tensor) -> Tensor:
+        """What the process asks for, `(batch, head * field, *shape)`.
+
+        Args:
+            state: whitened, noised `(batch, state * field, *shape)`.
+            sigma: levels `(batch,)`.
+        """
+        seen, condition = self.process.inputs(state, sigma)
+        scale = self._scale.to(state.dtype)
+        physical = self._by_block(self.whitening.colour, seen)
+        each = scale.repeat(self.process.states, *[1] * (scale.ndim - 1))
         # Fourier transforms and dense whitenings have no place in half precision.
-        with torch.autocast(x.device.type, self.compute, enabled=self.compute is not None):
-            white, local = self.network(seen, physical / scale, condition)
-        white, local = white.to(x.dtype), local.to(x.dtype)
+        with torch.autocast(state.device.type, self.compute, enabled=self.compute is not None):
+            white, local = self.network(seen, physical / each, condition)
+        white, local = white.to(state.dtype), local.to(state.dtype)
         if self.potential is not None:
             # In place of the Gaussian: an untrained network has the score of the potential.
             white, local = white + seen, local + self.potential(physical / scale)
-        output = white + self.whitening.score_to_white(local / scale)
-        return self.process.score(output, x, sigma)
+        each = scale.repeat(len(self.process.heads), *[1] * (scale.ndim - 1))
+        output = white + self._by_block(self.whitening.score_to_white, local / each)
+        return self.process.interpret(output, state, sigma)
+
+    def equalise(self, s: Tensor) -> Tensor:
+        """J^(-1/2) s where noise and score follow the local potential, else s."""
+        return self.whitening.equalise(s) if self.process.narrow else s
+
+    def _by_block(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """A map of the fields on each block of them in `(batch, blocks * field, *shape)`."""
+        fields = len(self.whitening.mean)
+        return function(x.reshape(-1, fields, *x.shape[2:])).reshape(x.shape)
 
     def beginning(self, x: Tensor) -> Tensor:
         """Whitened score that training starts from, without noise, at whitened `x`."""

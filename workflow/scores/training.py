@@ -30,15 +30,17 @@ MOST_SKIPPED = 10
 
 @dataclass(frozen=True)
 class Batch:
-    """One antithetic batch: whitened `x`, normals `z`, levels `sigma`."""
+    """One antithetic batch: whitened `x`, normals `z`, levels `sigma`, further draws `uniform`."""
 
     x: Tensor
     z: Tensor
     sigma: Tensor
+    uniform: Tensor | None = None
 
     def part(self, pairs: slice) -> Batch:
         """Some of the pairs."""
-        return Batch(self.x[pairs], self.z[pairs], self.sigma[pairs])
+        more = None if self.uniform is None else self.uniform[pairs]
+        return Batch(self.x[pairs], self.z[pairs], self.sigma[pairs], more)
 
 
 def make_batch(model: WhitenedScore, sample: Sample) -> Batch:
@@ -46,21 +48,24 @@ def make_batch(model: WhitenedScore, sample: Sample) -> Batch:
     x = roll_each(sample.x, sample.rolls) if model.homogeneous else sample.x
     # Whitened before it is rounded: a large mean would cost float32 digits.
     white = model.whitening.whiten(x).float()
-    return Batch(white, sample.z, model.process.noise_levels(sample.level))
+    return Batch(white, sample.z, model.process.noise_levels(sample.level), sample.uniform)
 
 
 def batch_loss(model: WhitenedScore, batch: Batch) -> Tensor:
-    """Antithetic score-matching loss of a batch, in coordinates where all modes count the same.
+    """Antithetic loss of a batch: squared errors of all answers, less a constant.
 
-    Noise and scores go through `equalise`, J^(-1/2): the minimum stays where it was, but no mode
-    with a large Fisher information is drowned by the noise or drowns the others. -1 is the loss of
-    the score that training starts from, lower is better.
+    With narrow noise it is taken in coordinates where all modes count the same: noise and scores
+    go through `equalise`, J^(-1/2). The minimum stays where it was, but no mode with a large
+    Fisher information is drowned by the noise or drowns the others. -1 is then the loss of the
+    score that training starts from, lower is better.
     """
-    equalise = model.whitening.equalise
-    step = equalise(batch.sigma.reshape(-1, *[1] * (batch.x.ndim - 1)) * batch.z)
-    both = model(torch.cat([batch.x + step, batch.x - step]), batch.sigma.repeat(2))
-    plus, minus = equalise(both).chunk(2)
-    return antithetic_loss(plus, minus, batch.z, batch.sigma)
+    noise = model.process.noise(batch.x, batch.sigma, batch.z, batch.uniform)
+    shift = model.equalise(noise.shift)
+    both = model.answers(torch.cat([noise.mean + shift, noise.mean - shift]), batch.sigma.repeat(2))
+    plus, minus = model.equalise(both).chunk(2)
+    return antithetic_loss(
+        plus, minus, noise.odd, noise.scale, even=noise.even, weight=noise.weight
+    )
 
 
 class Gradients(Protocol):
@@ -177,7 +182,16 @@ class Trainer:
             self.gradients.size,
         )
         share = range(rank * pairs // ranks, (rank + 1) * pairs // ranks)
-        self._batches = Batches(snapshots, seed=seed, pairs=pairs, share=share, device=self.device)
+        process = self.model.process
+        self._batches = Batches(
+            snapshots,
+            seed=seed,
+            pairs=pairs,
+            share=share,
+            device=self.device,
+            normals=process.normals,
+            uniforms=process.uniforms,
+        )
         self._micro = min(len(share), (config.train.micro_batch or config.train.global_batch) // 2)
         self._fits = False
 

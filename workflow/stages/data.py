@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from workflow.responses.channels import Channels
 from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import build_perturbations
 from workflow.responses.probes import Statistics
+from workflow.rivals import rivals_of
 from workflow.runs import Run, load_run
 from workflow.scores.closed_form import ExactScore, Gaussian, gaussian_from
 from workflow.scores.extrapolation import Extrapolated
@@ -197,6 +198,8 @@ def load_estimator(run: Run, name: str, *, device: str = "cpu") -> ScoreEstimato
     """
     if name == "exact":
         return ExactScore(run.system)
+    if name in run.experiment.score.rivals:
+        run, name = rivals_of(run)[name], "neural"
     return _load_estimator(str(run.folder), name, device, run.ledger("train").stamp)
 
 
@@ -210,11 +213,18 @@ def _load_estimator(folder: str, name: str, device: str, _stamp: int) -> ScoreEs
     content = load_checked(run, "train", block, f"score/{block}.pt")
     if name == "kgmm":
         return KGMM.from_state(content)
-    model = WhitenedScore(whitening, run.experiment.score)
-    learned = NeuralScore(
-        with_parameters(model, content["average"], linear=content.get("linear")).to(device)
-    )
+    learned = NeuralScore(_model(run, content).to(device))
     return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned
+
+
+def load_model(run: Run, *, device: str = "cpu") -> WhitenedScore:
+    """The learned score of whitened noised data; errors as `load_whitening`."""
+    return _model(run, load_checked(run, "train", "neural", "score/neural.pt")).to(device)
+
+
+def _model(run: Run, content: Mapping[str, Any]) -> WhitenedScore:
+    model = WhitenedScore(load_whitening(run), run.experiment.score)
+    return with_parameters(model, content["average"], linear=content.get("linear"))
 
 
 def load_channels(run: Run) -> Channels:

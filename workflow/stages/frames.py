@@ -32,6 +32,7 @@ STORES = {
     "evaluate": ("scores.zarr",),
     "respond": ("correlations.zarr", "perturbed.zarr", "response.zarr"),
     "matrix": ("matrix_sums.zarr", "matrix.zarr"),
+    "sample": ("samples.zarr", "comparison.zarr"),
 }
 """Stores by the stage that writes them; no other stage changes their frames."""
 

@@ -14,6 +14,7 @@ from hpc.files import atomic_write_json, collect_orphans
 from hpc.lock import run_lock
 from hpc.stores import telling_damage
 from workflow.config import digest
+from workflow.rivals import rivals_of
 from workflow.runs import Notify, Run, load_run, versions, wall_times
 from workflow.stages.correlate import correlate, tasks
 from workflow.stages.diagnose import blocks_of, diagnose
@@ -25,11 +26,12 @@ from workflow.stages.ingest import ingest
 from workflow.stages.pools import Pools
 from workflow.stages.report import report
 from workflow.stages.respond import respond
+from workflow.stages.sample import sample_stage
 from workflow.stages.simulate import simulate
 from workflow.stages.train import check_launch, train
 
-STAGES = ("simulate", "train", "evaluate", "respond", "report")
-"""In order; each needs the ones before it."""
+STAGES = ("simulate", "train", "sample", "evaluate", "respond", "report")
+"""In order; each needs the ones before it, but for `sample`, which few experiments have."""
 
 
 def run_stages(
@@ -63,6 +65,8 @@ def run_stages(
             check_launch(run)
         with Pools(run, max(expected_blocks(run).values()), client) as pools:
             for stage in stages:
+                if stage == "sample" and run.experiment.sample is None:
+                    continue
                 require(run, stage)
                 started = time.perf_counter()
                 with telling_damage(run.folder):
@@ -80,6 +84,21 @@ def _simulate(run: Run, pools: Pools, notify: Notify) -> None:
 def _train(run: Run, pools: Pools, notify: Notify) -> None:
     pools.release()
     train(run, notify)
+    for name, rival in rivals_of(run).items():
+        lay_down(rival, command=f"rival {name} of {run.folder}")
+        train(load_run(rival.folder, rival.folder.parent), _told(notify, name))
+
+
+def _told(notify: Notify, name: str) -> Notify:
+    """Progress under the name of a rival too."""
+    return lambda stage, done, total: notify(f"{stage} {name}", done, total)
+
+
+def _sample(run: Run, pools: Pools, notify: Notify) -> None:
+    sample_stage(run, pools.of("sample"), notify)
+    for name, rival in rivals_of(run).items():
+        sample_stage(rival, pools.of("sample"), _told(notify, name))
+        seal(rival, "sample")
 
 
 def _evaluate(run: Run, pools: Pools, notify: Notify) -> None:
@@ -107,12 +126,15 @@ CATALOG = {
     "scores": "scores on the ensemble",
     "response": "responses with error bars",
     "matrix": "response of every number to a kick of every number",
+    "samples": "samples of the learned density",
+    "comparison": "samples by several samplers",
 }
 """What each published store holds."""
 
 ACTIONS: dict[str, Callable[[Run, Pools, Notify], None]] = {
     "simulate": _simulate,
     "train": _train,
+    "sample": _sample,
     "evaluate": _evaluate,
     "respond": _respond,
     "report": _report,
@@ -139,6 +161,7 @@ def expected_blocks(run: Run) -> dict[str, int]:
 
 LEDGERS = (
     *("simulate", "train", "evaluate", "constants", "respond", "direct", "checks", "matrix"),
+    *("samples", "comparison", "quality"),
     FRAMES,
 )
 """Stages with receipts."""
@@ -152,8 +175,10 @@ def refuse_missing_files(run: Run) -> None:
     Raises:
         CorruptBlock: names the first one.
     """
-    forget_absent(run)
-    found = [p for stage in LEDGERS for p in run.ledger(stage).problems(deep=stage == FRAMES)]
+    found = []
+    for one in (run, *rivals_of(run).values()):
+        forget_absent(one)
+        found += [p for stage in LEDGERS for p in one.ledger(stage).problems(deep=stage == FRAMES)]
     if found:
         first = found[0]
         more = f" (and {len(found) - 1} more)" if found[1:] else ""
@@ -168,6 +193,7 @@ def require(run: Run, stage: str) -> None:
     """
     needed = {
         "train": ("simulate",),
+        "sample": ("simulate",),
         "evaluate": ("simulate",),
         "respond": ("simulate", "evaluate"),
         "matrix": ("simulate", "evaluate"),

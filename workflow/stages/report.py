@@ -12,15 +12,19 @@ import xarray as xr
 
 from hpc.files import atomic_write_bytes
 from hpc.stores import open_store
-from workflow.figures import ensemble, responses, scores
+from workflow.figures import ensemble, responses, samples, scores
 from workflow.figures.gallery import gallery
 from workflow.figures.maps import response_maps
+from workflow.figures.nats import nats
 from workflow.figures.page import page
+from workflow.figures.tails import tails
 from workflow.responses.observables import build_observables
 from workflow.responses.probes import group_name
 from workflow.runs import Notify, Run
 from workflow.stages import coordinates
+from workflow.stages.quality import quality_of
 from workflow.stages.summary import as_json, summarise
+from workflow.stages.tails import tails_of
 
 Picture = Callable[[], tuple[str, str] | None]
 """Draws a picture; returns its file name and caption, or None where there is nothing to draw."""
@@ -37,7 +41,8 @@ def report(run: Run, notify: Notify) -> None:
     every = _every_response(run, response)
     # Most pictures are about the first perturbation and the first observable of the experiment.
     headline = _with_units(response.isel(perturbation=0, observable=0), every)
-    summary = summarise(run, headline, every)
+    found = tails_of(run)
+    summary = summarise(run, headline, every, tails=found.plain() if found else {})
     formats = run.experiment.report.format
     if "json" in formats:
         atomic_write_bytes(folder / "summary.json", f"{as_json(summary)}\n".encode())
@@ -46,6 +51,10 @@ def report(run: Run, notify: Notify) -> None:
     for old in [*folder.glob("*.png"), *folder.glob("*.csv")]:
         old.unlink()
     pictures = _pictures(run, headline)
+    pictures.append(partial(nats, summary, folder))
+    if found is not None:
+        shown = {name: one.numpy() for name, one in found.samples.items()}
+        pictures.append(partial(tails, found.data.numpy(), shown, found.plain(), folder))
     more, left_out = _gallery(every, folder)
     drawn = []
     for count, draw in enumerate([*pictures, *more]):
@@ -114,6 +123,7 @@ def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
     sound = [m for m in range(run.experiment.ensemble.members) if m not in run.quarantined]
     data = _numbered(run, open_store(run.ensemble)[fields].isel(member=sound))
     pictures: list[Picture] = [
+        *_of_samples(run, data),
         partial(responses.curves, response, folder),
         partial(responses.errors, response, folder),
         partial(response_maps, response, folder),
@@ -141,3 +151,33 @@ def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
         # Per pixel, of the fitted score that training starts from: by its own units.
         pictures.append(partial(scores.training, lines, folder, baseline=-1.0))
     return pictures
+
+
+def _of_samples(run: Run, data: xr.Dataset) -> list[Picture]:
+    """Samples of the learned density beside data held out, where the experiment asks for them."""
+    if run.experiment.sample is None:
+        return []
+    folder, drawn = run.folder / "report", open_store(run.samples)
+    states = _held_out(run, data, drawn.sizes["member"])
+    drawn = drawn.isel(member=slice(states.sizes["member"])).load()
+    pictures: list[Picture] = [
+        partial(samples.beside_data, drawn, states, folder),
+        partial(samples.statistics, drawn, states, folder),
+    ]
+    found = quality_of(run)
+    if found:
+        compared = open_store(run.comparison).isel(member=slice(samples.POINTS))
+        pictures += [
+            partial(samples.quality, found, folder),
+            partial(samples.by_setting, compared, folder),
+        ]
+    return pictures
+
+
+def _held_out(run: Run, data: xr.Dataset, count: int) -> xr.Dataset:
+    """About `count` states held out of training, as members of their own."""
+    part = data.sel(member=[m for m in run.held_out.members if m not in run.quarantined])
+    part = part.isel(time=slice(run.held_out.times.start, run.held_out.times.stop))
+    every = max(1, part.sizes["member"] * part.sizes["time"] // count)
+    rows = part.isel(time=slice(None, None, every)).stack(state=("member", "time"))
+    return rows.reset_index("state", drop=True).rename(state="member").load()

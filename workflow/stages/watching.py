@@ -128,6 +128,16 @@ def _test_batch(run: Run, comm: Comm, trainer: Trainer) -> Batch:
     shape = (len(run.saved.fields), *run.saved.shape)
     x = read_places(run, places, partial(read_ensemble, run))
     seed = run.experiment.seed
-    drawn = draw(seed, VALIDATION, pairs=pairs, share=range(pairs), shape=shape)
-    numbers = (torch.from_numpy(v[mine]) for v in (drawn.rolls, drawn.level, drawn.z))
+    process = trainer.model.process
+    drawn = draw(
+        seed,
+        VALIDATION,
+        pairs=pairs,
+        share=range(pairs),
+        shape=shape,
+        normals=process.normals,
+        uniforms=process.uniforms,
+    )
+    every = (drawn.rolls, drawn.level, drawn.z, drawn.uniform)
+    numbers = (torch.from_numpy(v[mine]) for v in every)
     return make_batch(trainer.model, Sample(*(v.to(trainer.device) for v in (x, *numbers))))
