@@ -7,7 +7,7 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from workflow.diffusion.action import Exploding, Preserving, noised
-from workflow.diffusion.budget import early_stopping, sensitivity, total_variation_bound
+from workflow.diffusion.budget import early_stopping, moved, total_variation_bound
 from workflow.diffusion.likelihood import reverse
 from workflow.dynamics import build_system
 
@@ -39,31 +39,34 @@ def made(score, start, *, eta=1.0, steps=60):
     return reverse(score, start, SCHEDULE, steps=steps, eta=eta, generator=generator)
 
 
-def bounds(score, start, *, eta=1.0, steps=60):
+def first_order(score, truth, start, *, eta=1.0, steps=60):
     generator = torch.Generator().manual_seed(8)
-    return sensitivity(score, start, SCHEDULE, steps=steps, eta=eta, generator=generator)
+    return moved(score, start, SCHEDULE, steps=steps, eta=eta, generator=generator, exact=truth)
 
 
-def test_the_sensitivity_of_a_linear_score_is_the_shift_itself():
+def test_the_shift_by_the_error_of_a_linear_score_is_known_to_all_orders():
     """A constant error moves all samples alike, and first order is all there is."""
     start, error = 30 * seeded(50, 1), 0.3
-    found = bounds(gaussian, start, eta=0.0, steps=2000)
-    expected = found.shift(error * found.sigmas)
-    moved = made(lambda y, t: gaussian(y, t) + error, start, eta=0.0, steps=2000)
-    shift = (moved - made(gaussian, start, eta=0.0, steps=2000)).mean()
-    # Orders of the two integrators differ.
-    assert float(shift) == pytest.approx(expected, rel=5e-3)
+
+    def wrong(y, t):
+        return gaussian(y, t) + error
+
+    found = first_order(wrong, gaussian, start, eta=0.0, steps=1000)
+    shift = made(wrong, start, eta=0.0, steps=1000) - made(gaussian, start, eta=0.0, steps=1000)
+    # The two integrators have different orders.
+    assert float(shift.mean()) == pytest.approx(found.score, rel=0.01)
 
 
 def test_a_shift_of_the_prior_fades_with_the_noise():
     """The flow of a Gaussian shrinks by (1 + sigma_min^2)^(1/2) / (1 + sigma_max^2)^(1/2)."""
-    found = bounds(gaussian, 30 * seeded(50, 1), eta=0.0, steps=2000)
-    assert found.start == pytest.approx(math.sqrt((1 + 0.01**2) / (1 + 30**2)), rel=5e-3)
+    found = first_order(gaussian, None, 30 * seeded(50, 1), eta=0.0, steps=1000)
+    assert found.start == pytest.approx(math.sqrt((1 + 0.01**2) / (1 + 30**2)), rel=0.01)
+    assert found.score is None
 
 
-@pytest.mark.parametrize("amplitude", [0.1, 0.25, 0.5])
-def test_the_budget_is_above_the_distance_and_not_far(amplitude):
-    """W1 of 10000 samples from those of the exact score, three amplitudes of error; factor 3."""
+@pytest.mark.parametrize("amplitude", [0.02, 0.05, 0.1])
+def test_the_first_order_bound_is_above_the_distance_and_not_far(amplitude):
+    """W1 of 10000 samples from those of the exact score; 10 % for higher orders, factor 3."""
     start = noised(
         SCHEDULE,
         SYSTEM.observe(SYSTEM.initial(seeded(10000, 2, seed=3))),
@@ -77,9 +80,8 @@ def test_the_budget_is_above_the_distance_and_not_far(amplitude):
     distance = wasserstein_distance(
         made(wrong, start)[:, 0].numpy(), made(exact, start)[:, 0].numpy()
     )
-    found = bounds(wrong, start[:2000])
-    budget = found.shift(amplitude * found.sigmas / (1 + found.sigmas**2).sqrt())
-    assert distance < budget < 3 * distance
+    budget = first_order(wrong, exact, start[:2000]).score
+    assert distance < 1.1 * budget < 3 * distance
 
 
 @pytest.mark.parametrize("schedule", [Exploding(0.2, 1.0), Preserving(t_min=0.1)])

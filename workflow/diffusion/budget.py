@@ -24,28 +24,20 @@ from workflow.diffusion.likelihood import noise_grid
 
 
 @dataclass(frozen=True)
-class Sensitivity:
-    """How far samples move along a direction by errors on their way, to first order.
+class Moved:
+    """How far samples move along a unit direction by errors on their way, to first order.
 
     Attributes:
-        sigmas: noise levels at which the score is asked, `(step,)`, falling.
-        factors: shift of a sample for a relative error of the score, rms(sigma |dS|) = 1, there.
-        start: shift of a sample for a shift of the state it starts from.
+        start: root mean square of the shift for a unit shift of the state they start from.
+        score: mean |shift| by the error of the score at all steps; None without the exact one.
+            It bounds the sliced Wasserstein distance of the samples from exact ones.
     """
 
-    sigmas: Tensor
-    factors: Tensor
     start: float
-
-    def shift(self, errors: Tensor) -> float:
-        """Bound of the shift by score errors rms(sigma |S - grad log p|) at the levels `(step,)`.
-
-        sum_i factor_i error_i >= E|w . (X_0 - X_0')|: first order, by Cauchy and Schwarz.
-        """
-        return float((self.factors * errors.to(self.factors)).sum())
+    score: float | None
 
 
-def sensitivity(
+def moved(
     score: ScoreAt,
     y: Tensor,
     schedule: Schedule,
@@ -53,10 +45,13 @@ def sensitivity(
     steps: int,
     eta: float,
     generator: torch.Generator,
-) -> Sensitivity:
+    exact: ScoreAt | None = None,
+) -> Moved:
     """Derivatives of samples along random unit directions, by one backward pass.
 
-    The dynamics are those of `likelihood.reverse`, first order in the step.
+        w . (X_0 - X_0') = sum_i (dX_0 / dX_i)^T w . (shift of X_i by S - grad log p in step i)
+
+    The dynamics are those of `likelihood.reverse`, first order in the step; noise is common.
 
     Args:
         score: S, differentiable.
@@ -65,30 +60,33 @@ def sensitivity(
         steps: evenly spaced in ln sigma.
         eta: as in `reverse`.
         generator: of the noise and the directions.
+        exact: grad log p_t.
     """
     times = noise_grid(schedule, steps).flip(0)
     scales = schedule.scale(times).tolist()
     squares = (schedule.variance(times) / schedule.scale(times) ** 2).tolist()
     u = (y / scales[0]).requires_grad_()
-    states, weights = [u], []
+    states, shifts = [u], []
     for step, t in enumerate(times[:-1]):
         square, following, a = squares[step], squares[step + 1], scales[step]
-        denoised = u + square * a * score(a * u, t)
+        s = score(a * u, t)
         ratio = following / square
         kept = ratio ** (0.5 * (1 + eta**2))
-        u = denoised + kept * (u - denoised)
+        if exact is not None:
+            error = (s - exact(a * u, t)).detach()
+            shifts.append((1 - kept) * square * a * error)
+        u = u + (1 - kept) * square * a * s
         if eta > 0:
             noise = torch.randn(u.shape, generator=generator, dtype=u.dtype)
             u = u + math.sqrt(following * (1 - ratio ** (eta**2))) * noise.to(u)
         states.append(u)
-        weights.append((1 - kept) * math.sqrt(square))
     along = torch.randn(u.shape, generator=generator, dtype=u.dtype).to(u).flatten(1)
     along = along / along.norm(dim=1, keepdim=True)
     slopes = torch.autograd.grad((u.flatten(1) * along).sum(), states)
-    sizes = torch.stack([g.double().square().flatten(1).sum(1).mean().sqrt() for g in slopes])
-    sigmas = torch.tensor(squares[:-1], dtype=torch.float64).sqrt()
-    factors = sizes[1:].cpu() * torch.tensor(weights, dtype=torch.float64)
-    return Sensitivity(sigmas, factors * scales[-1], float(sizes[0]) * scales[-1] / scales[0])
+    start = slopes[0].double().square().flatten(1).sum(1).mean().sqrt()
+    total = sum((g * d).flatten(1).sum(1) for g, d in zip(slopes[1:], shifts, strict=False))
+    found = float(total.abs().double().mean()) * scales[-1] if isinstance(total, Tensor) else None
+    return Moved(float(start) * scales[-1] / scales[0], found)
 
 
 def early_stopping(x: Tensor, schedule: Schedule, *, unit: int = 1) -> Nats:

@@ -85,9 +85,9 @@ def log_density(
         return -v / a * s, -v * div
 
     sigmas = (schedule.variance(times).sqrt() / schedule.scale(times)).log()
-    for first, middle, last in zip(times[:-2:2], times[1::2], times[2::2], strict=True):
-        index = int((times == first).nonzero()[0])
-        h = float(sigmas[index + 2] - sigmas[index])
+    for step in range(0, 2 * steps, 2):
+        first, middle, last = times[step : step + 3]
+        h = float(sigmas[step + 2] - sigmas[step])
         k1, l1 = slopes(u, first)
         k2, l2 = slopes(u + h / 2 * k1, middle)
         k3, l3 = slopes(u + h / 2 * k2, middle)

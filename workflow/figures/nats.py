@@ -66,12 +66,13 @@ def _against_noise(panel: Axes, curve: Numbers) -> str:
     else:
         panel.axhline(0, color="grey", lw=0.8, zorder=0)
     words = {"left": "path KL", "gain": "nats gained on the Gaussian score"}[key]
-    panel.set(xlabel="noise level σ", ylabel=f"{words}, per e-fold of σ")
+    panel.set(xlabel="noise level σ", ylabel=f"{words}, per e-fold of σ", title="against noise")
     return key
 
 
 def _by_mode(panel: Axes, beyond: Numbers, found: Numbers) -> None:
     """Entropy beyond Gaussian of a mode, or of a variable."""
+    panel.set_title("beyond Gaussian")
     names, count = in_order(beyond), np.array(found["beyond_gaussian"]["modes"])
     if len(count) > 1:
         for name in names:

@@ -87,6 +87,7 @@ def page(
         _findings(summary),
         _errors(summary),
         _checks(summary),
+        _budget(summary),
         f"<h2>Pictures</h2>\n{drawn}" if drawn else "",
         _gallery(gallery, left_out, folder),
         _run(summary),
@@ -252,6 +253,46 @@ def _verdict(check: Mapping[str, Any] | None) -> str:
     if passed:
         return f'<span title="{told}">passes ({off})</span>'
     return f'<span class="fails" title="{told}">fails ({off})</span>'
+
+
+def _budget(summary: Mapping[str, Any]) -> str:
+    """What samples of the learned score are off by, and what each term would allow."""
+    budget = summary.get("error_budget") or {}
+    if not budget:
+        return ""
+    words_of = {
+        "score": "error of the score at all noise levels (first order)",
+        "prior": "what noise makes of the data is not the prior (first order)",
+        "early_stopping": "noise not taken off to the end (bound)",
+    }
+    rows = [[words_of[key], number(value), ""] for key, value in budget["terms"].items()]
+    told = {"finite number of data: trained on, from held out": budget["finite_sample"]}
+    for name, one in budget["measured"].items():
+        told[f"measured: samples of the {name}, from held out"] = one["sliced_wasserstein"]
+    for words, one in told.items():
+        ends = f"{number(one['value'])} ({number(one['low'])} to {number(one['high'])})"
+        rows.append([words, ends, f"{number(one['floor'])}, up to {number(one['floor_high'])}"])
+    note = (
+        f"Sliced Wasserstein distances of whitened snapshots, in standard deviations; those "
+        f"measured are of {budget['samples']} samples in {budget['steps']} steps, with 95 % "
+        "intervals. The floor is the distance of as many held-out snapshots from others."
+    )
+    if "total_variation" in budget:
+        seen = budget["measured"]["reverse diffusion"]["pixel_density"]
+        note += (
+            f" By the path KL (Pinsker) no event is more than "
+            f"{number(budget['total_variation'])} off in probability; of the density of one "
+            f"number {number(seen['value'])} is measured, floor {number(seen['floor'])}."
+        )
+    if likelihood := budget.get("likelihood"):
+        bound, flow = (with_error(*likelihood[key]) for key in ("bound", "flow"))
+        note += (
+            f" Log density of held-out data, nats a number: at least {bound} by the reverse "
+            f"diffusion, {flow} by the probability flow; Gaussian data have "
+            f"{number(likelihood['gaussian'], 4)}."
+        )
+    cells = table(["term", "distance", "floor"], [[escape(c) for c in row] for row in rows])
+    return f'<h2>Error budget of samples</h2>\n{cells}\n<p class="note">{escape(note)}</p>'
 
 
 def _run(summary: Mapping[str, Any]) -> str:

@@ -292,10 +292,12 @@ def _nats(summary: Numbers) -> str:
         return ""
     gain = with_error(neural["gain"], neural["gain_standard_error"])
     text = (
-        f"Taking noise off held-out data, up to {number(found['band'][1])} "
-        f"{found['noise_in']}, the learned score is {gain} nats a snapshot better than the "
-        "Gaussian one"
+        f"Taking noise up to σ = {number(found['band'][1])} ({found['noise_in']}) off held-out "
+        f"data, the learned score is {gain} nats a snapshot better than the Gaussian one"
     )
+    exact = found["estimators"].get("exact")
+    if exact:
+        text += f" (the exact one {with_error(exact['gain'], exact['gain_standard_error'])})"
     if "left" in neural:
         left = with_error(neural["left"], neural["left_standard_error"])
         text += f"; {left} nats of path KL are left to the exact score"

@@ -34,6 +34,7 @@ from workflow.responses.diagnostics import (
 from workflow.responses.langevin import langevin_checks
 from workflow.runs import Notify, Run, load_run
 from workflow.stages.blocks import run_blocks
+from workflow.stages.budget import budget_block, budget_blocks
 from workflow.stages.data import load_channels, load_estimator, load_whitening
 from workflow.stages.nats import nats_block, nats_blocks
 from workflow.stages.states import (
@@ -70,6 +71,7 @@ def diagnose(run: Run, client: Callable[[], distributed.Client], notify: Notify)
         (identities_block, _identities(run)),
         (langevin_block, _langevin(run)),
         (nats_block, nats_blocks(run)),
+        (budget_block, budget_blocks(run)),
     ):
         made = {name: (folder, *arguments) for name, arguments in blocks.items()}
         run_blocks(run, client, stage=STAGE, function=function, blocks=made, notify=notify)
@@ -83,7 +85,8 @@ def diagnose(run: Run, client: Callable[[], distributed.Client], notify: Notify)
 
 def blocks_of(run: Run) -> list[str]:
     """Names of all parts."""
-    return [*_states(run), *_identities(run), *_langevin(run), *nats_blocks(run)]
+    tests = (_states, _identities, _langevin, nats_blocks, budget_blocks)
+    return [name for blocks in tests for name in blocks(run)]
 
 
 def _states(run: Run) -> dict[str, tuple]:

@@ -20,8 +20,8 @@ from torch import Tensor
 from hpc.ledger import Receipt
 from workflow.diffusion.action import Exploding, Nats, ScoreAt
 from workflow.diffusion.likelihood import prior_mismatch
-from workflow.interfaces import HasExactScore, HasNoisedScore, System
-from workflow.runs import ENOUGH_MEMBERS, Run, load_run
+from workflow.interfaces import HasExactScore, HasNoisedScore, Part, System
+from workflow.runs import Run, load_run
 from workflow.scores.closed_form import Gaussian
 from workflow.scores.devices import compute_device
 from workflow.scores.nats import Band, contributions
@@ -40,7 +40,7 @@ NUMBERS = 1 << 19
 SNAPSHOTS = (64, 4096)
 """Fewest and most snapshots, whatever their size."""
 UNITS = 16
-"""Units wanted at least: with fewer members each is cut in time."""
+"""Units wanted at least."""
 PARTS = 8
 """Parts that are judged by themselves."""
 TOGETHER = 1 << 14
@@ -60,18 +60,27 @@ def nats_blocks(run: Run) -> dict[str, tuple]:
     return {f"nats-{part:04d}": (part,) for part in range(PARTS)}
 
 
-def _places(run: Run) -> tuple[list[tuple[int, int]], int]:
-    """Held-out snapshots by (member, time), member-major, and how many in a row make a unit."""
-    everyone, times = members_left(run, run.held_out), run.held_out.times
-    fewest, most = SNAPSHOTS
-    wanted = min(most, max(fewest, NUMBERS // run.saved.numbers))
+def spread_places(
+    run: Run, part: Part, wanted: int, *, units: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Snapshots of a part by (member, time), member-major, and how many in a row make a unit.
+
+    Members are units; where there are fewer than wanted, each is cut in time.
+    """
+    everyone, times = members_left(run, part), part.times
     chosen = np.linspace(0, len(everyone) - 1, min(len(everyone), wanted)).round().astype(int)
     members = [everyone[i] for i in np.unique(chosen)]
-    cuts = 1 if len(members) >= ENOUGH_MEMBERS else math.ceil(UNITS / len(members))
+    cuts = math.ceil(units / len(members))
     unit = max(1, min(len(times), wanted // len(members)) // cuts)
     each = min(len(times), unit * cuts)
-    places = [(m, times[i * len(times) // each]) for m in members for i in range(each)]
-    return places, unit
+    return [(m, times[i * len(times) // each]) for m in members for i in range(each)], unit
+
+
+def _places(run: Run) -> tuple[list[tuple[int, int]], int]:
+    """Held-out snapshots that are judged."""
+    fewest, most = SNAPSHOTS
+    wanted = min(most, max(fewest, NUMBERS // run.saved.numbers))
+    return spread_places(run, run.held_out, wanted, units=UNITS)
 
 
 def nats_block(folder: str, part: int) -> Receipt:
@@ -86,7 +95,7 @@ def nats_block(folder: str, part: int) -> Receipt:
     process, whitening = model.process, load_whitening(run)
     band = Band.of(process.sigma_min, process.sigma_max)
     schedule = Exploding(process.sigma_min, process.sigma_max)
-    scores = _scores(run, model, whitening)
+    scores = white_scores(run, model, whitening)
     found: dict[str, list[Tensor]] = {}
     for batch in _batches(mine, max(1, TOGETHER // run.saved.numbers)):
         x = read_places(run, [places[i] for i in batch], partial(read_ensemble, run))
@@ -121,7 +130,7 @@ def _names(run: Run, sigma_max: float) -> list[str]:
     return ["gaussian", "neural", *(["exact"] if known else [])]
 
 
-def _scores(run: Run, model: WhitenedScore, whitening: Gaussian) -> dict[str, ScoreAt]:
+def white_scores(run: Run, model: WhitenedScore, whitening: Gaussian) -> dict[str, ScoreAt]:
     """Scores of whitened noised data, in the order of `_names`."""
 
     def gaussian(x: Tensor, sigma: Tensor) -> Tensor:
