@@ -10,10 +10,12 @@ from workflow.diffusion import build_process
 from workflow.diffusion.distances import FEWEST
 from workflow.diffusion.sampling import check_sampler
 from workflow.dynamics.engines import check_engine
+from workflow.dynamics.jumping import Jumping
 from workflow.dynamics.noise import check_steps
 from workflow.interfaces import HasExactScore, UserError
 from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import build_perturbations
+from workflow.rivals import rivals_of
 
 if TYPE_CHECKING:
     from workflow.runs import Run
@@ -33,11 +35,18 @@ def check(run: Run) -> None:
     """
     _check_times(run)
     _check_steps(run)
+    _check_variance(run)
     _check_members(run)
     _check_estimators(run)
     _check_extrapolation(run)
     _check_training(run)
     _check_samples(run)
+    for name, rival in rivals_of(run).items():
+        try:
+            _check_extrapolation(rival)
+            _check_samples(rival)
+        except UserError as error:
+            raise UserError(f"score.rivals.{name}: {error}") from None
     _check_probes(run)
 
 
@@ -69,6 +78,15 @@ def _check_steps(run: Run) -> None:
         return
     check_engine(run.experiment.ensemble.engine, run.system)
     check_steps(run.spinup_steps + run.times * run.steps_per_save)
+
+
+def _check_variance(run: Run) -> None:
+    system = None if run.experiment.system is None else run.system
+    if isinstance(system, Jumping) and system.heavy:
+        raise UserError(
+            f"system.noise.jumps.amplitude={system.jumps.amplitude}: such jumps have no variance, "
+            "which whitening, scores and responses need; use laplace or normal"
+        )
 
 
 def _check_members(run: Run) -> None:

@@ -7,10 +7,10 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, StringConstraints, ValidationError, model_validator
 
 from workflow.interfaces import UserError
 from workflow.machines import ClusterConfig, FaultsConfig
@@ -91,6 +91,9 @@ class KgmmConfig(Strict):
     batch: int = Field(32, ge=1, description="clusters in a step")
 
 
+RivalName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
 class ScoreConfig(Strict):
     """How the score is estimated."""
 
@@ -99,6 +102,9 @@ class ScoreConfig(Strict):
     process: ProcessConfig = EdmConfig()
     network: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()
+    rivals: dict[RivalName, ProcessConfig] = Field(
+        {}, description="scores learned beside it by other processes, by name of the estimator"
+    )
     kgmm: KgmmConfig = KgmmConfig()
     extrapolate: bool = Field(False, description="take out the smoothing of order sigma_min^2")
     split: SplitConfig = SplitConfig()
@@ -115,7 +121,8 @@ class ErrorConfig(Strict):
     bands: Literal["pointwise", "simultaneous"] = "pointwise"
 
 
-Estimator = Literal["neural", "kgmm", "gaussian", "exact", "direct"]
+ESTIMATORS = ("neural", "kgmm", "gaussian", "exact", "direct")
+"""Of responses; the rivals of the learned score are others."""
 
 ProbeSpec = str | dict[str, Any]
 """A name such as "moment_2", or a mapping with `kind` and parameters."""
@@ -124,7 +131,7 @@ ProbeSpec = str | dict[str, Any]
 class ResponseConfig(Strict):
     """Which responses, up to which lag in model time units."""
 
-    estimators: tuple[Estimator, ...] = ("neural", "gaussian", "exact", "direct")
+    estimators: tuple[str, ...] = ("neural", "gaussian", "exact", "direct")
     observables: tuple[ProbeSpec, ...] = ("field",)
     perturbations: tuple[ProbeSpec, ...] = ("pixel",)
     max_lag: float = Field(100.0, gt=0)
@@ -196,6 +203,20 @@ class Experiment(Strict):
     faults: FaultsConfig = FaultsConfig()
 
     @model_validator(mode="after")
+    def _estimators(self) -> Experiment:
+        rivals = self.score.rivals
+        known = (*ESTIMATORS, *rivals)
+        for name in self.response.estimators:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+                raise ValueError(f"response.estimators has '{name}', which is unknown; {hint}")
+        taken = [name for name in rivals if name in ESTIMATORS]
+        if taken:
+            raise ValueError(f"score.rivals.{taken[0]} is the name of another estimator; rename it")
+        return self
+
+    @model_validator(mode="after")
     def _one_source(self) -> Experiment:
         if (self.system is None) == (self.data is None):
             given = "both" if self.system else "neither"
@@ -208,6 +229,7 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 _FREE = ("cluster", "faults", "report", "response", "direct", "sample")
 """Sections that an existing run may change: stages make again what depends on them."""
 _FREE_KEYS = ("score.train.steps", "score.train.ranks", "score.train.micro_batch")
+_RIVALS = "score.rivals."  # each is trained again where it changes
 _GROWING = ("ensemble.length", "ensemble.members")
 
 
@@ -296,22 +318,27 @@ def explain(error: ValidationError, model: Any, *, prefix: str = "") -> str:
 
 def _without_tags(location: Sequence[str]) -> list[str]:
     """A place in the experiment without the kind of process, which is no key."""
-    before = ["", *location]  # a model that refuses as a whole has no location
-    return [part for part, last in zip(location, before, strict=False) if last != "process"]
+    return [part for place, part in enumerate(location) if not _is_tag(location, place)]
+
+
+def _is_tag(location: Sequence[str], place: int) -> bool:
+    """Whether a part of a place is the kind of a process: of the score, or of a rival by name."""
+    return "process" in location[max(0, place - 1) : place] or (
+        place > 1 and location[place - 2] == "rivals"
+    )
 
 
 def _known_keys(model: Any, location: Sequence[str]) -> list[str]:
-    for last, part in zip(["", *location], location, strict=False):
-        if last == "process":
+    for place, part in enumerate(location):
+        if _is_tag(location, place):
             model = KINDS[part]
-            continue
-        annotation = model.model_fields[part].annotation
-        inner = [annotation, *get_args(annotation)]
-        models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
-        if models:
-            model = models[0]
-        elif part != "process":
-            return []
+        elif location[max(0, place - 1) : place] != ["rivals"]:  # else the name of a rival
+            annotation = model.model_fields[part].annotation
+            inner = [annotation, *get_args(annotation)]
+            models = [a for a in inner if isinstance(a, type) and issubclass(a, BaseModel)]
+            if not models and part not in ("process", "rivals"):
+                return []
+            model = models[0] if models else model
     return list(model.model_fields)
 
 
@@ -334,6 +361,8 @@ def refused_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     for key in sorted(before.keys() | after.keys()):
         was, now = before.get(key), after.get(key)
         if was == now or key.split(".")[0] in _FREE or key in _FREE_KEYS:
+            continue
+        if key.startswith(_RIVALS):
             continue
         if key in _GROWING and isinstance(was, (int, float)) and now is not None and now > was:
             continue

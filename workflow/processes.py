@@ -57,6 +57,30 @@ class VpConfig(Strict):
     weighting: Weighting = "output"
 
 
+class JumpConfig(_Range):
+    """Gaussian noise and jumps: noised data with heavy tails, for samples and responses.
+
+    Everything in standard deviations of the data. With g + 2 rate b^2 = 1 the variance of Gaussian
+    data is kept; the part g of the noise is what gives a score, and 0 has none.
+    """
+
+    kind: Literal["jump"] = "jump"
+    rate: int = Field(1, ge=0, le=64, description="jumps while data fade by exp(-1/2)")
+    scale: float = Field(0.5, gt=0, description="b: a jump has variance 2 b^2")
+    gaussian: float = Field(0.5, ge=0, description="g, variance of the Gaussian noise")
+    sigma_min: float = Field(0.02, gt=0, description="of the noise relative to the faded data")
+    sigma_max: float = Field(20.0, gt=0)
+
+    @model_validator(mode="after")
+    def _learnable(self) -> JumpConfig:
+        if self.gaussian == 0 and self.rate != 1:
+            raise ValueError(
+                f"gaussian=0 with rate={self.rate}: jumps alone can be learned from at rate 1; set "
+                "rate: 1, or gaussian above 0"
+            )
+        return self
+
+
 class PhaseBridgeConfig(_Range):
     """A position that a velocity drives to the data, both seen by the network."""
 
@@ -80,6 +104,7 @@ ProcessConfig = Annotated[
     Annotated[EdmConfig, Tag("edm")]
     | Annotated[VeConfig, Tag("ve")]
     | Annotated[VpConfig, Tag("vp")]
+    | Annotated[JumpConfig, Tag("jump")]
     | Annotated[PhaseBridgeConfig, Tag("phase_bridge")],
     Discriminator(_kind),
 ]
@@ -89,6 +114,7 @@ KINDS: dict[str, type[Strict]] = {
     "edm": EdmConfig,
     "ve": VeConfig,
     "vp": VpConfig,
+    "jump": JumpConfig,
     "phase_bridge": PhaseBridgeConfig,
 }
 """Models of the section by kind."""

@@ -33,6 +33,9 @@ Notify = Callable[[str, int, int], None]
 ENOUGH_MEMBERS = 8
 """Members from which on they alone make the error bars."""
 
+RIVALS = "rivals"
+"""Folder of a run with the runs of its rivals."""
+
 ROUNDS_BLOCKS = 8
 """At most that many blocks of paired runs: the store stays small however many pairs there are."""
 
@@ -63,9 +66,16 @@ class Run:
         return saved_of(self.experiment.data)
 
     @property
+    def home(self) -> Path:
+        """Folder that holds the ensemble: its own, or that of the run whose rival it is."""
+        above = self.folder.parent.parent
+        nested = self.folder.parent.name == RIVALS and (above / "experiment.yaml").is_file()
+        return above if nested else self.folder
+
+    @property
     def ensemble(self) -> Path:
         """Store of the unperturbed ensemble."""
-        return self.folder / "ensemble.zarr"
+        return self.home / "ensemble.zarr"
 
     @property
     def scores(self) -> Path:
@@ -104,7 +114,8 @@ class Run:
 
     def ledger(self, stage: str) -> Ledger:
         """Receipts of a stage's blocks."""
-        return Ledger(self.folder / "ledger" / stage, self.folder)
+        folder = self.home if stage == "simulate" else self.folder
+        return Ledger(folder / "ledger" / stage, folder)
 
     @property
     def quarantined(self) -> dict[int, int]:
@@ -285,6 +296,7 @@ class Run:
         whole = {name: e["ensemble"].pop(name) for name in ("members", "length")}
         for name in ("ranks", "micro_batch"):  # they change the last bits at most
             del e["score"]["train"][name]
+        rivals = e["score"].pop("rivals")
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
         content += [lost] if (lost := sorted(self.quarantined)) else []
         response = e["response"]
@@ -296,6 +308,7 @@ class Run:
         content += [e["score"], whole["members"], self.training_times]
         if stage in ("evaluate", "respond", "constants", "checks"):
             content.append(response["estimators"])
+            content += [rivals] if rivals else []
         if stage in ("respond", "constants", "checks"):
             error = response["error"]
             content += [response["max_lag"], error["by"], error["block"]]

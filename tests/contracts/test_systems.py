@@ -22,6 +22,9 @@ SPECIFICATIONS = [
     {"kind": "allen_cahn", "grid": 16, "dim": 1},
     {"kind": "scalar", "forcing": 0.0, "linear": 1.0, "quadratic": 0.0, "cubic": 1.0},
     {"kind": "linear", "matrix": ((0.5,),), "noise": ((1.0,),)},
+    {"kind": "scalar", "noise": {"jumps": {"rate": 2.0, "scale": 0.5}}},
+    {"kind": "allen_cahn", "grid": 16, "noise": {"jumps": {"rate": 9.0, "scale": 0.5}}},
+    {"kind": "ornstein_uhlenbeck", "grid": 16, "noise": {"jumps": {"rate": 9.0, "scale": 0.5}}},
 ]
 ROUNDING = {torch.float32: 2e-5, torch.float64: 1e-12}
 

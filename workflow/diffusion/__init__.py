@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from workflow.diffusion.gaussian import EDM, VE, VP
+from workflow.diffusion.jump_process import Jump
 from workflow.diffusion.phase_bridge import PhaseBridge
 from workflow.interfaces import ForwardProcess
 from workflow.processes import ProcessConfig
@@ -18,6 +19,7 @@ PROCESSES: dict[str, Callable[..., ForwardProcess]] = {
     "edm": EDM,
     "ve": VE,
     "vp": VP,
+    "jump": Jump,
     "phase_bridge": PhaseBridge,
 }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from workflow.diffusion import bridge_samplers, build_process, samplers
+from workflow.diffusion import bridge_samplers, build_process, jump_samplers, samplers
 from workflow.diffusion.samplers import Problem
 from workflow.diffusion.schedules import GRIDS
 from workflow.interfaces import UserError
@@ -16,6 +16,7 @@ from workflow.processes import ProcessConfig
 
 GAUSSIAN = frozenset({"edm", "ve", "vp"})
 BRIDGES = GAUSSIAN | {"phase_bridge"}
+JUMPS = frozenset({"jump"})
 
 LEAST_NOISE = 5.0
 """sigma_max from which on Gaussian noise hides the data, of unit variance, well enough."""
@@ -53,9 +54,17 @@ SAMPLERS: dict[str, Sampler] = {
         bridge_samplers.exponential, BRIDGES, 2, gridded=False, stopped=True
     ),
     "bridge_ancestral": Sampler(bridge_samplers.ancestral, BRIDGES, 2, gridded=False, stopped=True),
+    "jump_flow": Sampler(jump_samplers.flow, JUMPS, 3),
+    "jump_reverse": Sampler(jump_samplers.reverse, JUMPS, 2, noisy=True),
 }
 
-USUAL = {"edm": "multistep", "ve": "multistep", "vp": "multistep", "phase_bridge": "bridge"}
+USUAL = {
+    "edm": "multistep",
+    "ve": "multistep",
+    "vp": "multistep",
+    "phase_bridge": "bridge",
+    "jump": "jump_flow",
+}
 """Sampler of a process where none is asked for."""
 
 
@@ -100,7 +109,7 @@ def check_sampler(
         hint = "between 0 and 1" if one.stopped else "of a bridge only: leave it out"
         raise UserError(f"stop={stop:g} does not go with sampler '{name}'; it is a time {hint}")
     high = build_process(process).sigma_max
-    if kind in GAUSSIAN and high < LEAST_NOISE:
+    if kind in GAUSSIAN | JUMPS and high < LEAST_NOISE:
         raise UserError(
             f"score.process.kind={kind} was trained on noise up to {high:.3g}, which hides "
             f"nothing: no sample can begin in it; sampling needs {LEAST_NOISE:g} or more, as "

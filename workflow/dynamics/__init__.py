@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from pydantic import BaseModel, ValidationError
 
 from workflow.config import explain
 from workflow.dynamics.allen_cahn import AllenCahn
 from workflow.dynamics.barotropic import Barotropic
+from workflow.dynamics.jumping import Jumping, Jumps, with_jumps
 from workflow.dynamics.linear import Linear
 from workflow.dynamics.mixture import Mixture
 from workflow.dynamics.navier_stokes import NavierStokes
@@ -47,6 +48,7 @@ def build_system(specification: Mapping[str, Any]) -> System:
     """
     parameters = dict(specification)
     kind = parameters.pop("kind", None)
+    jumps = _take_jumps(parameters)
     constructor = _constructor(kind)
     try:
         system = constructor(**parameters)
@@ -59,11 +61,33 @@ def build_system(specification: Mapping[str, Any]) -> System:
         raise UserError(
             f"system.kind={kind} has no {', '.join(missing)}; a system needs {', '.join(_REQUIRED)}"
         )
-    return system
+    if jumps is None:
+        return system
+    try:
+        return cast(System, with_jumps(system, jumps))  # its attributes are properties
+    except ValidationError as error:
+        raise UserError(explain(error, Jumps, prefix="system.noise.jumps")) from None
+
+
+def _take_jumps(parameters: dict[str, Any]) -> Mapping[str, Any] | None:
+    """Take `noise: {jumps: ...}` out of the parameters; other noise is the system's own."""
+    noise = parameters.get("noise")
+    if not isinstance(noise, Mapping):
+        return None
+    if set(noise) != {"jumps"} or not isinstance(noise["jumps"], Mapping):
+        raise UserError(
+            f"system.noise has {', '.join(noise) or 'nothing'}; needed noise: "
+            "{jumps: {rate: ..., scale: ...}}"
+        )
+    del parameters["noise"]
+    return dict(noise["jumps"])
 
 
 def parameters_of(system: System, specification: Mapping[str, Any]) -> dict[str, Any]:
     """The specification with every default written out, for the resolved experiment."""
+    if isinstance(system, Jumping):
+        jumps = system.jumps.model_dump(mode="json")
+        return {**parameters_of(system.base, specification), "noise": {"jumps": jumps}}
     if isinstance(system, BaseModel):
         return {"kind": specification["kind"], **system.model_dump(mode="json")}
     return dict(specification)

@@ -10,7 +10,14 @@ import numpy as np
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+    ScalarFormatter,
+)
 
 from workflow.figures import COLOURS, label, picture, place
 
@@ -58,7 +65,7 @@ def beside_data(samples: xr.Dataset, data: xr.Dataset, folder: Path) -> tuple[st
         else:
             panels = figure.subplots(1, 2, sharex=True, sharey=True)
             for panel, one, title in zip(panels, pair, ("Data", "Samples"), strict=True):
-                _points(panel, one, names[:2])
+                _points(panel, one, names[:2], SAMPLES if one is samples else COLOURS["direct"])
                 panel.set_title(title)
                 panel.set_xlabel(label(one[names[0]]))
             panels[0].set_ylabel(label(data[names[1]]))
@@ -113,6 +120,9 @@ def quality(found: Numbers, folder: Path) -> tuple[str, str]:
             panel.xaxis.set_minor_locator(NullLocator())
             panel.xaxis.set_major_formatter(ScalarFormatter())
             panel.set_yscale("log")
+            panel.yaxis.set_minor_formatter(NullFormatter())
+            panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         handles, names = panels[0].get_legend_handles_labels()
         above: Any = "outside upper center"
         figure.legend(handles, names, loc=above, ncols=len(names))
@@ -150,7 +160,8 @@ def by_setting(samples: xr.Dataset, folder: Path) -> tuple[str, str] | None:
         for panel, number in zip(panels[0], calls, strict=True):
             panel.set_title(f"{number} calls")
         if not space:
-            _frame(panels[0][0], samples, names)
+            most = labels.index([rows[0], calls[-1]])
+            _frame(panels[0][0], samples.isel(setting=most), names)
     what = "The same sample" if space else "The same samples"
     return "samplers.png", f"{what} by each sampler with more and more calls of the network."
 
@@ -181,21 +192,17 @@ def _profiles(figure: Figure, pair: Sequence[xr.DataArray]) -> None:
     panels[-1].set_xlabel(x_label)
 
 
-def _points(panel: Axes, one: xr.Dataset, names: Sequence[str]) -> None:
+def _points(panel: Axes, one: xr.Dataset, names: Sequence[str], colour: str = SAMPLES) -> None:
     x, y = (one[name].values[:POINTS] for name in names)
-    panel.scatter(x, y, s=2, alpha=0.35, color=SAMPLES, lw=0, rasterized=True)
+    panel.scatter(x, y, s=2, alpha=0.35, color=colour, lw=0, rasterized=True)
     panel.set_aspect("equal")
 
 
-def _frame(panel: Axes, samples: xr.Dataset, names: Sequence[str]) -> None:
-    """Limits that a few points far off do not stretch."""
-    best = samples.isel(setting=slice(None))
-    low, high = (
-        [float(np.nanquantile(best[name].values, q)) for name in names[:2]] for q in (0.005, 0.995)
-    )
-    room = [0.25 * (b - a) for a, b in zip(low, high, strict=True)]
-    panel.set_xlim(low[0] - room[0], high[0] + room[0])
-    panel.set_ylim(low[1] - room[1], high[1] + room[1])
+def _frame(panel: Axes, best: xr.Dataset, names: Sequence[str]) -> None:
+    """Limits that points far off do not stretch."""
+    for name, axis in zip(names[:2], ("xlim", "ylim"), strict=True):
+        low, high = (float(v) for v in np.nanquantile(best[name].values, (0.001, 0.999)))
+        panel.set(**{axis: (low - 0.4 * (high - low), high + 0.4 * (high - low))})
 
 
 def _limits(values: xr.DataArray) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from workflow.responses.channels import Channels
 from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import build_perturbations
 from workflow.responses.probes import Statistics
+from workflow.rivals import rivals_of
 from workflow.runs import Run, load_run
 from workflow.scores.closed_form import ExactScore, Gaussian, gaussian_from
 from workflow.scores.extrapolation import Extrapolated
@@ -197,6 +198,8 @@ def load_estimator(run: Run, name: str, *, device: str = "cpu") -> ScoreEstimato
     """
     if name == "exact":
         return ExactScore(run.system)
+    if name in run.experiment.score.rivals:
+        run, name = rivals_of(run)[name], "neural"
     return _load_estimator(str(run.folder), name, device, run.ledger("train").stamp)
 
 

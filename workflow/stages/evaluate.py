@@ -95,7 +95,9 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
     scores: dict[str, torch.Tensor] = {}
     for index, name in enumerate(run.learned):
         # Closed forms cost little, and a user's own system may know no other device.
-        device = cuda if name == "neural" else torch.device("cpu")
+        device = (
+            cuda if name == "neural" or name in run.experiment.score.rivals else torch.device("cpu")
+        )
         estimator = load_estimator(run, name, device=str(device))
         scores[name] = _score(estimator, x, device).reshape(block.shape)
         with torch.inference_mode():

@@ -13,6 +13,7 @@ from hpc.checks import check_machine, existing
 from hpc.errors import CorruptBlock
 from hpc.files import atomic_write_json
 from hpc.ledger import Ledger, Problem, Receipt
+from workflow.rivals import rivals_of
 from workflow.runs import Run, cores, versions
 from workflow.stages.frames import STAGE as FRAMES
 from workflow.stages.frames import mend
@@ -26,6 +27,13 @@ def verify(run: Run, *, repair: bool = False) -> list[Problem]:
         run: the run.
         repair: forget those blocks, so that the next `gfdt run` makes them again.
     """
+    found = _verify(run, repair=repair)
+    for rival in rivals_of(run).values():
+        found += _verify(rival, repair=repair)
+    return found
+
+
+def _verify(run: Run, *, repair: bool) -> list[Problem]:
     found: list[Problem] = []
     for stage in LEDGERS:
         ledger = run.ledger(stage)

@@ -14,6 +14,7 @@ from hpc.files import atomic_write_json, collect_orphans
 from hpc.lock import run_lock
 from hpc.stores import telling_damage
 from workflow.config import digest
+from workflow.rivals import rivals_of
 from workflow.runs import Notify, Run, load_run, versions, wall_times
 from workflow.stages.correlate import correlate, tasks
 from workflow.stages.diagnose import blocks_of, diagnose
@@ -83,10 +84,21 @@ def _simulate(run: Run, pools: Pools, notify: Notify) -> None:
 def _train(run: Run, pools: Pools, notify: Notify) -> None:
     pools.release()
     train(run, notify)
+    for name, rival in rivals_of(run).items():
+        lay_down(rival, command=f"rival {name} of {run.folder}")
+        train(load_run(rival.folder, rival.folder.parent), _told(notify, name))
+
+
+def _told(notify: Notify, name: str) -> Notify:
+    """Progress under the name of a rival too."""
+    return lambda stage, done, total: notify(f"{stage} {name}", done, total)
 
 
 def _sample(run: Run, pools: Pools, notify: Notify) -> None:
     sample_stage(run, pools.of("sample"), notify)
+    for name, rival in rivals_of(run).items():
+        sample_stage(rival, pools.of("sample"), _told(notify, name))
+        seal(rival, "sample")
 
 
 def _evaluate(run: Run, pools: Pools, notify: Notify) -> None:
@@ -163,8 +175,10 @@ def refuse_missing_files(run: Run) -> None:
     Raises:
         CorruptBlock: names the first one.
     """
-    forget_absent(run)
-    found = [p for stage in LEDGERS for p in run.ledger(stage).problems(deep=stage == FRAMES)]
+    found = []
+    for one in (run, *rivals_of(run).values()):
+        forget_absent(one)
+        found += [p for stage in LEDGERS for p in one.ledger(stage).problems(deep=stage == FRAMES)]
     if found:
         first = found[0]
         more = f" (and {len(found) - 1} more)" if found[1:] else ""

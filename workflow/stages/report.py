@@ -17,12 +17,14 @@ from workflow.figures.gallery import gallery
 from workflow.figures.maps import response_maps
 from workflow.figures.nats import nats
 from workflow.figures.page import page
+from workflow.figures.tails import tails
 from workflow.responses.observables import build_observables
 from workflow.responses.probes import group_name
 from workflow.runs import Notify, Run
 from workflow.stages import coordinates
 from workflow.stages.quality import quality_of
 from workflow.stages.summary import as_json, summarise
+from workflow.stages.tails import tails_of
 
 Picture = Callable[[], tuple[str, str] | None]
 """Draws a picture; returns its file name and caption, or None where there is nothing to draw."""
@@ -39,7 +41,8 @@ def report(run: Run, notify: Notify) -> None:
     every = _every_response(run, response)
     # Most pictures are about the first perturbation and the first observable of the experiment.
     headline = _with_units(response.isel(perturbation=0, observable=0), every)
-    summary = summarise(run, headline, every)
+    found = tails_of(run)
+    summary = summarise(run, headline, every, tails=found.plain() if found else {})
     formats = run.experiment.report.format
     if "json" in formats:
         atomic_write_bytes(folder / "summary.json", f"{as_json(summary)}\n".encode())
@@ -49,6 +52,9 @@ def report(run: Run, notify: Notify) -> None:
         old.unlink()
     pictures = _pictures(run, headline)
     pictures.append(partial(nats, summary, folder))
+    if found is not None:
+        shown = {name: one.numpy() for name, one in found.samples.items()}
+        pictures.append(partial(tails, found.data.numpy(), shown, found.plain(), folder))
     more, left_out = _gallery(every, folder)
     drawn = []
     for count, draw in enumerate([*pictures, *more]):

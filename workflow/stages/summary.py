@@ -24,12 +24,17 @@ DIGITS = 6
 
 
 def summarise(
-    run: Run, dataset: xr.Dataset, every: Mapping[str, xr.Dataset] | None = None
+    run: Run,
+    dataset: xr.Dataset,
+    every: Mapping[str, xr.Dataset] | None = None,
+    *,
+    tails: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything `summary.json` holds, numbers rounded to six significant digits.
 
     `estimators` is about one perturbation and one observable, those of `dataset`: the first ones.
-    `responses` has those of all in `every`, by observable; see `stages.overview`.
+    `responses` has those of all in `every`, by observable; see `stages.overview`. `tails` are
+    distances of the tails of samples from those of held-out data, by estimator and measure.
 
     Lists over lags follow `lag` (model time), lists over shells follow `wavenumber` (waves per
     side). What is not known, or was measured at no lag, is None.
@@ -54,6 +59,7 @@ def summarise(
         "path_kl": (nats := nats_of(run)),
         "error_budget": budget_of(run, nats),
         "samples": quality_of(run),
+        "tails": tails or {},
         "checks": checks(run),
         "wall_seconds": wall_times(run),
         "versions": versions(),
