@@ -222,19 +222,18 @@ class PhaseBridge:
         return self.bridge.moments(t).sigma.to(uniform)
 
     def noise(self, x: Tensor, level: Tensor, z: Tensor, uniform: Tensor | None) -> Noise:
-        """States c x +- L (e0, e1), targets -+ (their noise in u) / sigma^2."""
-        m = self.moments(level)
-        xx, vx, vv = (along(part.to(x), x) for part in m.root)
-        e0, e1 = z.chunk(2, dim=1)
-        shift = torch.cat([xx * e0, vx * e0 + vv * e1], dim=1)
-        mean = torch.cat([along(m.cx.to(x), x) * x, along(m.cv.to(x), x) * x], dim=1)
-        # u's noise is w . L e / (w . c), of standard deviation sigma; factors in float64 first.
-        ax, av = m.combination
-        root = m.root
-        first, second = (ax * root[0] + av * root[1]) / m.sigma, av * root[2] / m.sigma
-        eps = along(first.to(x), x) * e0 + along(second.to(x), x) * e1
+        """States c (x +- sigma eps) + rest e, targets -+ eps / sigma.
+
+        Both signs have the same e, or what a network makes of e would be a noise of order
+        1 / sigma in the loss.
+        """
+        m, (eps, e) = self.moments(level), z.chunk(2, dim=1)
+        means, shifts = [], []
+        for c, rest in zip((m.cx, m.cv), m.rest, strict=True):
+            means.append(along(c.to(x), x) * x + along(rest.to(x), x) * e)
+            shifts.append(along((c * m.sigma).to(x), x) * eps)
         weight = along(self._weight(level), x)
-        return Noise(mean, shift, eps, level, weight=weight)
+        return Noise(torch.cat(means, 1), torch.cat(shifts, 1), eps, level, weight=weight)
 
     def inputs(self, state: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
         """u in standard deviations of Gaussian data, e, and log(sigma_eff) / 4.
