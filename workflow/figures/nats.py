@@ -81,9 +81,9 @@ def _by_mode(panel: Axes, beyond: Numbers, found: Numbers) -> None:
                 panel.plot(np.arange(len(each)), each, label=name, **line(name))
         panel.set(xlabel="wavenumber |k|", ylabel="entropy beyond Gaussian, nats per mode")
         panel.set_yscale("log")
-        panel.set_ylim(
-            bottom=LOWEST * max(np.max(curve.get_ydata()) for curve in panel.get_lines())
-        )
+        top = max(float(np.max(curve.get_ydata())) for curve in panel.get_lines())
+        if top > 0:
+            panel.set_ylim(bottom=LOWEST * top)
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     else:
         fields = len(found["variables"])
