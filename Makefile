@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-all soak check clean
+.PHONY: demo test test-all soak check docs clean
 
 KERNELS := setup.py $(wildcard workflow/dynamics/lanes/*.h workflow/dynamics/lanes/*.cpp)
 
@@ -40,5 +40,11 @@ test-all: check
 soak: check
 	$(BIN)/python -m pytest -m soak --timeout=3600
 
+docs: $(VENV)/.installed-test
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	$(BIN)/python -m pytest --doctest-modules $$(grep -rl '>>> ' --include=*.py workflow hpc)
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs: docs/_build/html/index.html"
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build docs/_build docs/_generated *.egg-info

@@ -168,7 +168,8 @@ def kill_workers(work, seed, *, kills=20, pause=3.0):
         driver, before = start(work, runs, *settings()), killed
         while driver.poll() is None:
             time.sleep(draw.uniform(0.5, 1.5) * pause)
-            killed += kill_one(folder, draw)
+            if killed < kills:
+                killed += kill_one(folder, draw)
         if finish(driver) and files(folder) == expected:
             survived += killed - before
         again += made_again(folder)
@@ -192,18 +193,18 @@ def kill_one(folder, draw):
 
 
 def kill_drivers(work, seed, *, kills=20):
-    """F2: the driver is killed at random moments; its workers must leave by themselves."""
+    """F2: the driver is killed before or after its first block; its workers must leave alone."""
     draw, expected = random.Random(seed), reference(work)
     runs, folder = fresh(work, "F2")
     kept, left, first, lost, good = {}, [], [], 0, True
     while len(left) < kills and good:
         driver, since, seen = start(work, runs, *settings()), time.monotonic(), len(kept)
-        moment = since + draw.uniform(5.0, 30.0)
-        while driver.poll() is None and time.monotonic() < moment:
-            time.sleep(0.2)
-            if seen is not None and blocks(folder) > seen:
-                first.append(time.monotonic() - since)
-                seen = None
+        if len(left) % 2:
+            time.sleep(draw.uniform(2.0, 20.0))
+        else:
+            wait_for(lambda d=driver, f=folder, n=seen: blocks(f) > n or d.poll() is not None)
+            first.append(time.monotonic() - since)
+            time.sleep(draw.uniform(0.0, 10.0))
         if driver.poll() is not None:  # all is done: begin again
             good = intact(folder, expected, kept) and made_again(folder) <= 3 * lost
             (runs, folder), kept, lost = fresh(work, "F2"), {}, 0

@@ -155,27 +155,29 @@ def main():
 
 
 def table(rows):
-    """A line for each density and model: all seeds."""
+    """A line for each density and model: median of the seeds, and their range."""
     lines = [
-        "| density | noise | MSLE | floor | ln Q99 | ln Q99.9 | score error: bulk, 90-99 %, tail |",
-        "|---|---|---|---|---|---|---|",
+        "| density | noise | MSLE | of data | ln Q99 | ln Q99.9 | score: 90 % | to 99 % | tail |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
+    columns = [("tail_error", 0), ("tail_error", 3), ("quantile_0.99", 0), ("quantile_0.999", 0)]
+    columns += [("score_error", shell) for shell in range(3)]
     for density in DENSITIES:
         for model in MODELS:
             mine = [r for r in rows if (r["density"], r["model"]) == (density, model)]
-            if not mine:
-                continue
-            cells = [every(mine, name, 0) for name in ("tail_error",)]
-            cells.append(every(mine, "tail_error", 3))
-            cells += [every(mine, name, 0) for name in ("quantile_0.99", "quantile_0.999")]
-            cells.append(", ".join(every(mine, "score_error", i) for i in range(3)))
-            lines.append(f"| {density} | {model} | " + " | ".join(cells) + " |")
+            if mine:
+                cells = [every(mine, name, place) for name, place in columns]
+                lines.append(" | ".join([f"| {density} | {model}", *cells]) + " |")
     return "\n".join(lines)
 
 
 def every(rows, name, place):
-    """One number of all seeds."""
-    return " ".join(f"{r[name][place]:.2g}" for r in rows if name in r) or "-"
+    """Median of one number over the seeds, and its range; nothing where it was not measured."""
+    values = sorted(r[name][place] for r in rows if name in r)
+    if not values:
+        return ""
+    middle = f"{np.median(values):.2g}"
+    return middle if values[0] == values[-1] else f"{middle} ({values[0]:.2g}–{values[-1]:.2g})"
 
 
 if __name__ == "__main__":

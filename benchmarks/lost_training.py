@@ -45,7 +45,7 @@ EXPERIMENT = {
     "response": {"max_lag": 4.0, "estimators": ["neural", "gaussian"]},
     "cluster": {"simulate": {"workers": 1}, "train": {"max_restarts": 100}},
 }
-PATIENCE = 300
+PATIENCE = 1200
 ALLOCATION = ["salloc", "--quiet", "--ntasks=2", "--nodes=2", "--mem=2G", "--time=10"]
 """Before a command: its ranks are started by srun on two nodes."""
 
@@ -136,6 +136,11 @@ def steps(run: Path) -> list[int]:
     return [int(step) for step in re.findall(r'^\{"step": (\d+)', text, re.MULTILINE)]
 
 
+def saved(run: Path) -> int:
+    """Step of the last checkpoint; 0 without one."""
+    return max((int(p.stem[5:]) for p in (run / "score").glob("step-*.pt")), default=0)
+
+
 def ranks(run: Path) -> list[psutil.Process]:
     """Processes of the ranks that train a run, on whatever node of this machine."""
     found = []
@@ -184,8 +189,8 @@ def hurt(bench: Bench, run: Path, how: str, dice: random.Random) -> tuple[float,
 
     The second is not a number where nothing is started again.
     """
-    seen = len(steps(run))
-    wait_for(lambda: len(steps(run)) > seen and len(ranks(run)) == 2)
+    before = saved(run)  # losses without progress end a training
+    wait_for(lambda: saved(run) > before and len(ranks(run)) == 2)
     time.sleep(dice.uniform(0.0, 0.5))
     victims = ranks(run)
     began = time.monotonic()

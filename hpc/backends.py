@@ -19,6 +19,7 @@ from distributed.core import Status
 from tornado.ioloop import IOLoop, PeriodicCallback
 
 from hpc.allocation import allocation_client
+from hpc.dashboard import has_pages
 from hpc.errors import MachineError
 from hpc.job_script import Jobs
 from hpc.logs import LogFile
@@ -89,7 +90,7 @@ def local_client(jobs: Jobs, *, workers: int, log_dir: Path | None) -> Iterator[
                 threads_per_worker=jobs.cores or 1,
                 memory_limit=jobs.memory or "auto",
                 processes=True,
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0" if has_pages() else None,
                 death_timeout=BIRTH,
             )
             stack.callback(_close, cluster)

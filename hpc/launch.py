@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from hpc import slurm
 from hpc.errors import CONFIGURATION, TRY_AGAIN, LaunchError, MachineError
 from hpc.files import PARTIAL
 from hpc.launchers import Layout, command
@@ -113,6 +115,8 @@ def launch_ranks(
             file.write(text)
             file.flush()
             said.hear(text)
+            if LOST.match(text):
+                _end_step(Path(marks))
             if echo is not None:
                 echo(text.rstrip("\n"))
         code = process.wait()
@@ -124,6 +128,21 @@ def launch_ranks(
     # Whatever a launcher says of ranks that all came to their end.
     if outcome.codes != [0] * layout.ranks:
         raise outcome.failure(module, said.last, log)
+
+
+LOST = re.compile(r"^srun: error: \S+: tasks? \d[\d,-]*: ")
+"""What Slurm's launcher says of ranks that were killed or failed."""
+
+
+def _end_step(marks: Path) -> None:
+    """Kill the ranks that wait for a lost one: inside MPI they cannot hear anything kinder.
+
+    Slurm would first ask them, and then wait for its `KillWait`, usually 30 s.
+    """
+    step = next((mark.read_text() for mark in marks.glob(f"{BEGAN}-*")), "")
+    if step:
+        with contextlib.suppress(MachineError):  # Slurm does it later
+            slurm.ask(["scancel", "--quiet", "--signal=KILL", step], patience=0.0)
 
 
 class _Said:

@@ -169,10 +169,10 @@ def _srun(plugin: str) -> Callable[[Layout], list[str]]:
         return [
             "srun",
             f"--mpi={plugin}",
-            # Without it the other ranks wait for ever for one that was killed,
-            "--kill-on-bad-exit=1",
-            # and for one that left with code 0.
+            # Others wait for ever for a rank that is gone: this ends them some time later,
             f"--wait={LEAVE}",
+            # and whoever started them sooner, unless Slurm is about it already.
+            "--kill-on-bad-exit=0",
             f"--ntasks={layout.ranks}",
             f"--cpus-per-task={layout.threads}",
             *lay,

@@ -32,7 +32,7 @@ MARKS_VARIABLE = "GFDT_MARKS"
 """Environment variable with the folder in which the ranks leave their marks."""
 
 BEGAN = "began"
-"""Mark of a rank that found itself in a world of the right size."""
+"""Mark of a rank that found itself in a world of the right size; holds its Slurm step."""
 
 ENDED = "ended"
 """Mark of a rank that came to an end of its own, with its exit code: `ended-0-...`."""
@@ -55,7 +55,7 @@ def main() -> None:
     code = 1
     try:
         refuse_wrong_world(int(os.environ[RANKS_VARIABLE]))
-        _mark(BEGAN)
+        _mark(BEGAN, _slurm_step())
         runpy.run_module(module, run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as leaving:
@@ -95,8 +95,14 @@ def _refuse(message: str) -> None:
     sys.exit(CONFIGURATION)
 
 
-def _mark(what: str) -> None:
-    (Path(os.environ[MARKS_VARIABLE]) / f"{what}-{uuid.uuid4().hex}").touch()
+def _mark(what: str, content: str = "") -> None:
+    (Path(os.environ[MARKS_VARIABLE]) / f"{what}-{uuid.uuid4().hex}").write_text(content)
+
+
+def _slurm_step() -> str:
+    """Slurm's number of the ranks of this launch; empty where it did not start them."""
+    step = os.environ.get("SLURM_STEP_ID")
+    return f"{os.environ['SLURM_JOB_ID']}.{step}" if step else ""
 
 
 if __name__ == "__main__":

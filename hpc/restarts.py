@@ -12,7 +12,7 @@ FRUITLESS = 3
 """Failures in a row without progress after which another try would fail as well."""
 
 PAUSE = 1.0
-"""Seconds between a failure and the next try."""
+"""Seconds between a failure that brought nothing and the next try."""
 
 
 def keep_trying(
@@ -53,4 +53,5 @@ def keep_trying(
             if notice.given or tried == restarts:
                 raise
             tell(f"{error}; starting again from {progress()}, {tried + 1} of {restarts}")
-        time.sleep(PAUSE)
+        if fruitless:  # what lost a rank by accident is over
+            time.sleep(PAUSE)

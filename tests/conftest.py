@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
     """
     for item in items:
         slurm = "slurm_cluster" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else item.module.__name__))
+        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else str(item.path)))
 
 
 def free_ports(count):
@@ -121,6 +121,8 @@ def small_run(tmp_path_factory):
     }
     (home / "small.yaml").write_text(yaml.safe_dump(experiment))
     run = open_run(str(home / "small.yaml"), home / "runs")
-    with distributed.Client(processes=False, n_workers=1, threads_per_worker=1) as client:
+    with distributed.Client(
+        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0"
+    ) as client:
         run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
     return run

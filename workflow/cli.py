@@ -15,6 +15,7 @@ from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
 from workflow.cli_catalog import archive, catalog
 from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
+from workflow.cli_init import init
 from workflow.cli_matrix import matrix
 from workflow.cli_plan import plan, tell_plan
 from workflow.cli_sample import sample
@@ -33,6 +34,7 @@ from workflow.options import (
     Json,
     MaxLag,
     Name,
+    Names,
     Quiet,
     RunName,
     Runs,
@@ -51,10 +53,13 @@ if TYPE_CHECKING:
     from workflow.runs import Run
 
 app = typer.Typer(
-    add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Responses of stochastic systems to small forcings, learned from unperturbed data.",
+    help="""Responses of stochastic systems to small forcings, learned from unperturbed data.
+
+    Example: gfdt run quickstart
+
+    Completion of names in this shell: gfdt --install-completion""",
 )
 
 
@@ -88,7 +93,7 @@ def _go(
     if run.experiment.data is not None and (stages is None or "respond" in stages):
         lines.insert(0, f"response: {run.response.resolve()}")
     if done:
-        lines += _publish(run.folder, shelf)
+        lines[-1:-1] = _publish(run.folder, shelf)
     tell(status_of(run) if as_json else None, lines, as_json, quiet)
 
 
@@ -104,11 +109,23 @@ def _publish(folder: Path, shelf: Path) -> list[str]:
 
 
 STAGES = {
-    "run": "All stages of an experiment; finished work is skipped, so the same command resumes.",
-    "simulate": "The ensemble, and the paired perturbed runs.",
-    "train": "The score, on MPI ranks.",
-    "evaluate": "Every score estimator on the ensemble.",
-    "respond": "Responses with error bars; with --data, all stages of your own data.",
+    "run": """All stages of an experiment; finished work is skipped, so the same command resumes.
+
+    Example: gfdt run quickstart
+
+    Example: gfdt run my_experiment.yaml --set ensemble.members=64""",
+    "simulate": """The ensemble, and nothing else.
+
+    Example: gfdt simulate allen_cahn""",
+    "train": """The score, on MPI ranks.
+
+    Example: gfdt train allen_cahn --set score.train.ranks=4""",
+    "evaluate": """Every score estimator on the ensemble.
+
+    Example: gfdt evaluate allen_cahn""",
+    "respond": """Responses with error bars; with --data, all stages of your own data.
+
+    Example: gfdt respond --data store.zarr --variable T --dims time=t,member=run""",
 }
 """Help of the commands that make something; `run` makes all, the others one stage each."""
 
@@ -174,10 +191,7 @@ def _data_command(name: str) -> Callable[..., None]:
 
 
 def report(
-    names: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN...", help="one: its report; several: a page that compares"),
-    ],
+    names: Names,
     out: Annotated[
         Path | None, typer.Option("--out", help="folder of a comparison; default in --runs")
     ] = None,
@@ -221,6 +235,7 @@ app.command("submit")(submit)
 app.command("status")(status)
 app.command("cancel")(cancel)
 app.command("scale")(scale)
+app.command("init")(init)
 app.add_typer(catalog, name="catalog")
 app.command("archive")(archive)
 

@@ -37,7 +37,10 @@ def forecast(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Change of an observable under any forcing, with error bars, as NetCDF."""
+    """Change of an observable under any forcing, with error bars, as NetCDF.
+
+    Example: gfdt forecast quickstart --forcing forcing.csv
+    """
     from hpc.files import partial_path
     from workflow.responses.forcing import read_forcing
     from workflow.runs import load_run

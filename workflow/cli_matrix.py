@@ -31,6 +31,8 @@ def matrix(
     """Response of every number to a kick of every number; a longer run only adds to its sums.
 
     Another --estimator or --max-lag replaces the matrix.
+
+    Example: gfdt matrix quickstart --max-lag 10
     """
     from workflow.runs import load_run
     from workflow.schema import parse_bytes

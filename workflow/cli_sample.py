@@ -41,6 +41,8 @@ def sample(
 
     The same command goes on after a kill, and with more -n only adds; another way of sampling
     replaces what is there.
+
+    Example: gfdt sample quickstart -n 1024 --nfe 10
     """
     from workflow.runs import load_run
     from workflow.stages.samples import ask

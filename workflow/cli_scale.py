@@ -29,6 +29,8 @@ def scale(
     """More or fewer Slurm jobs for a run that is under way; no block is lost.
 
     It holds until that driver ends; the next one starts as the experiment says.
+
+    Example: gfdt scale allen_cahn --max-jobs 40
     """
     from hpc.control import Order
     from hpc.control import scale as order

@@ -9,18 +9,54 @@ from typing import Annotated, Any
 
 import typer
 
+
+def _runs(context: typer.Context, incomplete: str) -> list[str]:
+    """Runs that a half-typed name may mean."""
+    from workflow.runs import names_of_runs
+
+    found = names_of_runs(Path(context.params.get("runs") or "runs"))
+    return [name for name in found if name.startswith(incomplete)]
+
+
+def _sources(context: typer.Context, incomplete: str) -> list[str]:
+    """Shipped experiments, YAML files and runs that a half-typed name may mean."""
+    from workflow.config import EXPERIMENTS
+
+    shipped = [path.stem for path in EXPERIMENTS.glob("*.yaml")]
+    files = [str(path) for path in Path().glob(f"{incomplete}*.yaml")]
+    found = {*shipped, *files, *_runs(context, incomplete)}
+    return sorted(name for name in found if name.startswith(incomplete))
+
+
 Source = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="shipped experiment, YAML file, or run")
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT",
+        help="shipped experiment, YAML file, or run",
+        autocompletion=_sources,
+    ),
 ]
 SourceOrData = Annotated[
     str | None,
     typer.Argument(
         metavar="[EXPERIMENT]",
         show_default=False,
+        autocompletion=_sources,
         help="shipped experiment, YAML file, or run; or give --data instead",
     ),
 ]
-Name = Annotated[str, typer.Argument(metavar="RUN", help="name of a run, or its folder")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="RUN", help="name of a run, or its folder", autocompletion=_runs),
+]
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN...",
+        help="one: its report; several: a page that compares",
+        autocompletion=_runs,
+    ),
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="override one key")
 ]

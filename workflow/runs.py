@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import math
 import os
@@ -389,7 +390,14 @@ def folder_of(name: str | Path, runs: Path) -> Path:
     for folder in (runs / str(name), Path(name)):
         if (folder / "experiment.yaml").is_file() or (folder / "ledger").is_dir():
             return folder
-    raise UserError(f"no run '{name}' in {runs}; start it with: gfdt run {name}")
+    near = difflib.get_close_matches(str(name), names_of_runs(runs), n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    raise UserError(f"no run '{name}' in {runs}; {hint}start it with: gfdt run {name}")
+
+
+def names_of_runs(runs: Path) -> list[str]:
+    """Names of the runs in a folder, sorted."""
+    return sorted(path.parent.name for path in runs.glob("*/experiment.yaml"))
 
 
 @lru_cache(maxsize=8)

@@ -165,6 +165,9 @@ def _who(found: Found) -> list[tuple[str, str]]:
         state = "works" if driver["alive"] else "died"
         where = f"pid {driver['pid']} on {driver['host']} since {driver['since']}"
         facts.append(("driver", f"{state}: {where}"))
+    if found.get("dashboard"):
+        pages = found["dashboard"]
+        facts.append(("dashboard", f"{pages['url']}; from elsewhere first: {pages['tunnel']}"))
     workers: Counter[str] = Counter()
     for job in found["jobs"]:
         if job["role"] == "worker":

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,45 @@ def test_a_wrong_launch_ends_with_advice(cell, tmp_path, slurm_cluster):
     code, _, said = LAUNCHES.try_wrong(tmp_path, wrong)
     assert code == 78, said
     assert wrong.advice in said and len(said.splitlines()) == 1
+
+
+DEAF = """
+import os, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as a rank inside MPI, which runs no handler
+from mpi4py import MPI
+if MPI.COMM_WORLD.rank == 0:
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(600)
+"""
+LAUNCH = """
+import sys
+from pathlib import Path
+from hpc.errors import MachineError
+from hpc.launch import launch_ranks
+from hpc.launchers import Layout
+log = Path(sys.argv[1]) / "log"
+try:
+    launch_ranks("deaf", [], layout=Layout(2), log=log, launcher="srun-pmi2")
+except MachineError as error:
+    print(error)
+"""
+
+
+def test_ranks_that_wait_for_a_lost_one_are_not_asked_to_end_but_killed(tmp_path, slurm_cluster):
+    """Slurm asks, and then waits for its KillWait, 30 s by default: training would stand still."""
+    (tmp_path / "deaf.py").write_text(DEAF)
+    job = ["salloc", "--quiet", "--ntasks=2", "--nodes=2", "--mem=1G", "--time=5"]
+    path = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [*job, sys.executable, "-c", LAUNCH, str(tmp_path)],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "deaf stopped: rank exited with code 137" in done.stdout, done.stderr
+    said = (tmp_path / "log").read_text()
+    assert said.count(": Killed") == 2 and " Terminating StepId=" not in said
 
 
 def test_the_doctor_has_a_job_call_back_and_its_ranks_meet(tmp_path, slurm_cluster):

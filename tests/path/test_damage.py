@@ -108,6 +108,20 @@ def test_every_damage_is_found_and_named(finished, times):
     assert verify(finished) == []
 
 
+def test_a_damaged_receipt_of_the_newest_checkpoint_is_the_only_thing_named(finished):
+    """`latest.json` names that checkpoint, and is sound."""
+    path = max((finished.folder / "ledger" / "train").glob("step-*.json"))
+    intact = path.read_bytes()
+    try:
+        for position in range(0, len(intact), 7):
+            flipped = bytearray(intact)
+            flipped[position] ^= 1
+            path.write_bytes(flipped)
+            assert {p.path for p in verify(finished)} == {str(path)}
+    finally:
+        path.write_bytes(intact)
+
+
 def test_exactly_what_is_damaged_is_made_again_bit_for_bit(finished, tmp_path, monkeypatch):
     """Of every kind one at once: blocks, states, checkpoints, receipts, frames, the experiment."""
     shutil.copytree(finished.folder.parent.parent, tmp_path / "work")

@@ -13,12 +13,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"<!-- run -->\n```(python|bash)\n(.*?)```", re.DOTALL)
+FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 FENCE = re.compile(r"```(?:python|bash)\n")
-PATIENCE = 300
+PATIENCE = 800
 
 
 def run_page(path, folder):
-    """Run the marked blocks of a page in order, in one folder and one Python namespace.
+    """Write the files of a page, run its marked blocks, in one folder and one Python namespace.
 
     Returns:
         The namespace, and the text that bash blocks printed.
@@ -31,6 +32,8 @@ def run_page(path, folder):
         "PATH": f"{shim.parent}:{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
+    for name, text in FILE.findall(path.read_text()):
+        (folder / name).write_text(text)
     namespace, said = {}, []
     for language, text in BLOCK.findall(path.read_text()):
         if language == "python":
@@ -99,3 +102,39 @@ def test_the_command_and_the_accessor_of_the_page_agree(own_data):
     run, here = page["saved"].sel(pick), page["answer"].sel(pick)
     error = run.standard_error.values.max()
     assert np.abs(run.response.values - here.response.values).max() < 0.2 * error
+
+
+@pytest.fixture(scope="module")
+def extended(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("extending")
+    before, paths = Path.cwd(), list(sys.path)
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    try:
+        yield run_page(ROOT / "docs" / "extending.md", folder)
+    finally:
+        os.chdir(before)
+        sys.path[:] = paths
+        sys.modules.pop("my_parts", None)
+
+
+def test_the_parts_of_the_page_about_extending_answer(extended):
+    """A system, an observable, a perturbation, a score, a process and a client of one's own."""
+    page, (said,) = extended
+    assert "my_parts:SwiftHohenberg" in said and "roughness" in said
+    found = page["run"].response
+    names = {str(n) for n in page["xr"].open_zarr(found).perturbation.values}
+    assert names == {"pixel", "stretch"}
+    errors = page["answer"].stein_error.to_series()
+    assert errors["gaussian"] < 0.1 < errors["mine"]
+
+
+def test_stretching_raises_the_roughness_by_twice_its_share(extended):
+    """A quadratic observable of x + eps x at lag 0: 2 <A>, by the theorem within its error bar."""
+    page, _ = extended
+    run = page["run"]
+    tree = page["workflow"].open_catalog(run.folder).tree("response")
+    one = tree["roughness"].sel(perturbation="stretch", estimator="gaussian", lag=0.0)
+    x = page["xr"].open_zarr(run.ensemble).u.values
+    wanted = 2 * float(((x - np.roll(x, 1, axis=-1)) ** 2).mean())
+    assert abs(float(one.response_raw) - wanted) < 5 * float(one.standard_error) + 0.2 * wanted

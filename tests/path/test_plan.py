@@ -67,7 +67,7 @@ def test_the_plan_has_the_script_of_a_worker_as_it_is_submitted(
     chosen.append("cluster.simulate.prologue=['module load gcc']")
     told = in_process("plan", source, "--json", *settings(*chosen))
     assert told.returncode == 0, told.stderr
-    planned = json.loads(told.stdout)["jobs"]["worker of simulate, 0 to 3 of them"]
+    planned = json.loads(told.stdout)["jobs"]["worker of simulate"]
     assert planned in in_process("plan", source, *settings(*chosen)).stdout
     run = open_run(source, tmp_path / "runs", [*chosen, "cluster.simulate.min_jobs=1"])
     jobs = jobs_of(run.experiment.cluster.simulate)

@@ -158,7 +158,8 @@ def share_legend(figure: Figure, axes: Iterable[Axes]) -> None:
     names = in_order(found)
     if names:
         above: Any = "outside upper center"
-        figure.legend([found[name] for name in names], names, loc=above, ncols=len(names))
+        columns = min(len(names), max(2, int(figure.get_figwidth() / 1.5)))
+        figure.legend([found[name] for name in names], names, loc=above, ncols=columns)
 
 
 def whole_ticks(panel: Axes) -> None:

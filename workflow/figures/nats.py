@@ -14,7 +14,7 @@ from workflow.figures import colour, in_order, line, picture, share_legend
 from workflow.figures.words import with_error
 
 LOWEST = 1e-4
-"""Smallest nats per e-fold of noise that are drawn."""
+"""Smallest nats per e-fold of noise that are drawn, and of a mode as a share of the largest."""
 
 ERRORS = 2.0
 """Standard errors on either side of a band."""
@@ -81,6 +81,9 @@ def _by_mode(panel: Axes, beyond: Numbers, found: Numbers) -> None:
                 panel.plot(np.arange(len(each)), each, label=name, **line(name))
         panel.set(xlabel="wavenumber |k|", ylabel="entropy beyond Gaussian, nats per mode")
         panel.set_yscale("log")
+        panel.set_ylim(
+            bottom=LOWEST * max(np.max(curve.get_ydata()) for curve in panel.get_lines())
+        )
         panel.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     else:
         fields = len(found["variables"])

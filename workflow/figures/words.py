@@ -74,7 +74,8 @@ def findings(summary: Numbers) -> list[str]:
             "the Stein identity below tests these responses."
         ]
     told += [_left_out(summary), _all_pairs(summary), _beyond_gaussian(summary)]
-    told += [_stein(summary, estimators), _scores(summary), _nats(summary), _resampled(estimators)]
+    told += [_stein(summary, estimators), _scores(summary), _nats(summary), _tails(summary)]
+    told.append(_resampled(estimators))
     told += _tested(summary)
     return [text for text in told if text]
 
@@ -305,6 +306,26 @@ def _nats(summary: Numbers) -> str:
         most = number(neural["left"] + found["prior_mismatch"])
         text += f", and no more than {most} between the data and what reverse diffusion makes of it"
     return f"{text}."
+
+
+def _tails(summary: Numbers) -> str:
+    """How well samples hold the tails of the data, the best first."""
+    found = {n: one["tail_error"] for n, one in (summary.get("tails") or {}).items()}
+    if not found:
+        return ""
+    ranked = sorted(found, key=lambda name: float(found[name]["value"]))
+    ends = ("value", "low", "high")
+    numbers = [[number(found[name][end], 2) for end in ends] for name in ranked]
+    parts = [
+        f"{n} {v} ({low} to {high})" for n, (v, low, high) in zip(ranked, numbers, strict=True)
+    ]
+    floor = number(found[ranked[0]]["floor"], 2)
+    told_apart = [n for n in ranked if found[n]["low"] > found[n]["floor_high"]]
+    text = f"{_listed(told_apart)} seen to differ" if told_apart else "none is told from the data"
+    return (
+        "Samples of the learned densities: mean squared log error of the quantiles beyond 95 % "
+        f"{', '.join(parts)}; two sets of data have {floor}, {text}."
+    )
 
 
 def _tested(summary: Numbers) -> list[str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,16 @@ from hpc.check_mpi import check_mpi
 from hpc.check_slurm import check_jobs, check_slurm
 from hpc.checks import check_machine, existing
 from hpc.errors import CorruptBlock
-from hpc.files import atomic_write_json
-from hpc.ledger import Ledger, Problem, Receipt
+from hpc.files import atomic_write_json, file_crc
+from hpc.ledger import Problem, Receipt
 from workflow.rivals import rivals_of
 from workflow.runs import Run, cores, versions
 from workflow.stages.frames import STAGE as FRAMES
 from workflow.stages.frames import mend
 from workflow.stages.pipeline import LEDGERS
+
+STEP = re.compile(r"step-\d{8}")
+"""Names of the blocks that are checkpoints."""
 
 
 def verify(run: Run, *, repair: bool = False) -> list[Problem]:
@@ -50,8 +55,9 @@ def _verify(run: Run, *, repair: bool) -> list[Problem]:
 
 def _latest(run: Run, *, repair: bool) -> list[Problem]:
     """What is wrong with `latest.json`, which must be about a checkpoint that is recorded."""
-    path, ledger = run.folder / "score" / "latest.json", run.ledger("train")
-    known = [receipt for block in ledger.done() if (receipt := _checkpoint(ledger, block))]
+    path = run.folder / "score" / "latest.json"
+    blocks = [block for block in run.ledger("train").done() if STEP.fullmatch(block)]
+    known = [receipt for block in blocks if (receipt := _checkpoint(run, block))]
     if not known:
         return []
     texts = {json.dumps(_pointer(receipt), indent=2) + "\n" for receipt in known}
@@ -72,13 +78,14 @@ def _pointer(receipt: Receipt) -> dict[str, Any]:
     }
 
 
-def _checkpoint(ledger: Ledger, block: str) -> Receipt | None:
-    if not block.startswith("step-"):
-        return None
-    try:
-        return ledger.load(block)
-    except CorruptBlock:
-        return None
+def _checkpoint(run: Run, block: str) -> Receipt | None:
+    """The receipt of a checkpoint; where that is damaged, what it said of a file that is not."""
+    with contextlib.suppress(CorruptBlock):
+        return run.ledger("train").load(block)
+    name = f"score/{block}.pt"
+    with contextlib.suppress(OSError):
+        return Receipt(block, {name: file_crc(run.folder / name)})
+    return None
 
 
 def examine(runs: Path, *, mpi: bool = False, slurm: bool = False) -> dict[str, Any]:

@@ -54,17 +54,17 @@ def plan_jobs(
 
 
 def plan_workers(run: Run) -> dict[str, str]:
-    """What submits one worker of every pool of Slurm jobs, by the words that tell which it is.
+    """What submits one worker of each pool of Slurm jobs, by "worker of" and its section.
 
     Raises:
         LaunchError: the site's configuration cannot be used.
     """
-    cluster, found = run.experiment.cluster, {}
-    for section, pool in (("simulate", cluster.simulate), ("analyse", cluster.analyse)):
-        if pool.kind == "slurm":
-            title = f"worker of {section}, {pool.min_jobs} to {pool.max_jobs} of them"
-            found[title] = planned_worker(jobs_of(pool), run.folder)
-    return found
+    pools = {"simulate": run.experiment.cluster.simulate, "analyse": run.experiment.cluster.analyse}
+    return {
+        f"worker of {section}": planned_worker(jobs_of(pool), run.folder)
+        for section, pool in pools.items()
+        if pool.kind == "slurm"
+    }
 
 
 def on_a_cluster(run: Run) -> bool:

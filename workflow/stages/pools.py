@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import distributed
 
 from hpc.backends import open_client
+from hpc.dashboard import dashboard
 from hpc.job_script import Jobs
 from workflow.machines import PoolConfig
 from workflow.runs import Run, cores
@@ -69,6 +70,7 @@ class Pools:
                 log_dir=self._run.folder / "logs",
             )
             self._open = key, self._stack.enter_context(opened)
+            self._stack.enter_context(dashboard(self._run.folder, self._open[1]))
             return self._open[1]
 
         return client

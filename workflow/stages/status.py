@@ -17,6 +17,7 @@ from typing import Any
 from hpc import jobs, slurm
 from hpc.batch import ENDED
 from hpc.control import read_state
+from hpc.dashboard import address_of
 from hpc.errors import CorruptBlock, MachineError
 from hpc.lease import holder_of, is_alive
 from hpc.ledger import PACKED, SUFFIX, Ledger
@@ -39,10 +40,10 @@ def status(run: Run) -> dict[str, Any]:
         `stages`: blocks done and expected (for `train` steps, those of the last checkpoint);
         `groups`: blocks of the ensemble done by each group of members, `group_blocks` of them
         expected; `quarantined`: members left out because they became non-finite; `driver`: who
-        works or last worked in the folder; `jobs`: those in the queue, and of each role the last
-        one that ended; `pool`: worker jobs as their driver counts them, while it has any, see
-        `hpc.control.PoolState`; `slurm`: why the queue is not known; `training`: the last steps and
-        losses;
+        works or last worked in the folder; `dashboard`: address of its Dask pages; `jobs`: those in
+        the queue, and of each role the last one that ended; `pool`: worker jobs as their driver
+        counts them, while it has any, see `hpc.control.PoolState`; `slurm`: why the queue is not
+        known; `training`: the last steps and losses;
         `rate`: blocks (steps) per second and seconds left of the stage that is running;
         `core_hours` of finished blocks; `stein`: raw Stein errors of a finished run.
     """
@@ -71,6 +72,7 @@ def status(run: Run) -> dict[str, Any]:
         "group_blocks": stages["simulate"]["blocks"] // len(run.groups),
         "quarantined": sorted({*run.quarantined, *quarantined(run.ledger("direct"))}),
         "driver": driver,
+        "dashboard": address_of(run.folder, driver),
         "jobs": queue,
         "pool": asdict(pool) if pool else None,
         "slurm": trouble,

@@ -1,0 +1,1 @@
+"""What `gfdt init` writes."""
