@@ -46,7 +46,7 @@ def other_ranks(work, seed):
     return {
         "tried": 1,
         "survived": int(difference <= 1e-6),
-        "figure": difference,
+        "figure": round(difference, 9),
         "unit": "largest difference of a parameter, 2 then 4 then 1 ranks",
     }
 
