@@ -24,8 +24,8 @@ from hpc.stores import write_block
 from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 from workflow.interfaces import DTYPES
+from workflow.loading import load_run
 from workflow.opening import open_run
-from workflow.runs import load_run
 from workflow.stages.ensemble import lay_out
 from workflow.stages.frames import lay_down
 from workflow.stages.simulate import simulate

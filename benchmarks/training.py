@@ -22,8 +22,8 @@ import torch
 from hpc.backends import open_client
 from hpc.launch import launch_ranks
 from hpc.launchers import Layout
+from workflow.loading import load_run
 from workflow.opening import open_run
-from workflow.runs import load_run
 from workflow.stages.data import load_estimator, read_ensemble
 from workflow.stages.evaluate import evaluate_block, lay_out
 from workflow.stages.frames import lay_down

@@ -208,8 +208,8 @@ def report(
 
     Example: gfdt report allen_cahn allen_cahn_paper --out comparison
     """
+    from workflow.loading import load_run
     from workflow.opening import open_run
-    from workflow.runs import load_run
     from workflow.stages.compare import compare
 
     if len(names) == 1 and out is None:
@@ -256,7 +256,7 @@ def verify(
     """
     from hpc.archive import RECORD
     from hpc.archive import problems as problems_of_archive
-    from workflow.runs import folder_of, load_run
+    from workflow.loading import folder_of, load_run
     from workflow.stages.frames import find_experiment
     from workflow.stages.health import verify as verify_run
 
@@ -291,7 +291,7 @@ def repair(
     Example: gfdt repair quickstart
     """
     from hpc.lock import run_lock
-    from workflow.runs import folder_of, load_run
+    from workflow.loading import folder_of, load_run
     from workflow.stages.frames import find_experiment
     from workflow.stages.health import verify as verify_run
 

@@ -79,7 +79,7 @@ def add(
     Example: gfdt catalog add /archive/quickstart --force
     """
     from hpc.catalog import publish
-    from workflow.runs import folder_of
+    from workflow.loading import folder_of
 
     folder = Path(name) if (Path(name) / "catalog.yaml").is_file() else folder_of(name, runs)
     path = publish(folder, shelf_of(runs, catalogs), force=force)
@@ -131,7 +131,7 @@ def archive(
     from hpc.archive import archive as copy
     from hpc.errors import CorruptBlock
     from hpc.lock import run_lock
-    from workflow.runs import folder_of, load_run
+    from workflow.loading import folder_of, load_run
     from workflow.stages.health import verify
 
     folder = folder_of(name, runs)

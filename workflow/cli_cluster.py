@@ -106,7 +106,7 @@ def cancel(
 
     Example: gfdt cancel allen_cahn --dry-run
     """
-    from workflow.runs import load_run
+    from workflow.loading import load_run
     from workflow.stages.submit import cancel as cancel_jobs
 
     run = load_run(name, runs)

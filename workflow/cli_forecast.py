@@ -42,8 +42,8 @@ def forecast(
     Example: gfdt forecast quickstart --forcing forcing.csv
     """
     from hpc.files import partial_path
+    from workflow.loading import load_run
     from workflow.responses.forcing import read_forcing
-    from workflow.runs import load_run
     from workflow.stages.forecast import forecast as forecast_of
     from workflow.stages.forecast import read_pattern, summary
 

@@ -34,7 +34,7 @@ def matrix(
 
     Example: gfdt matrix quickstart --max-lag 10
     """
-    from workflow.runs import load_run
+    from workflow.loading import load_run
     from workflow.schema import parse_bytes
     from workflow.stages.matrix import choose, make_matrix, summary
     from workflow.stages.matrix_sums import matrix_of

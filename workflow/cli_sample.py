@@ -44,7 +44,7 @@ def sample(
 
     Example: gfdt sample quickstart -n 1024 --nfe 10
     """
-    from workflow.runs import load_run
+    from workflow.loading import load_run
     from workflow.stages.samples import ask
     from workflow.stages.sampling import make_samples
 

@@ -34,7 +34,7 @@ def scale(
     """
     from hpc.control import Order
     from hpc.control import scale as order
-    from workflow.runs import load_run
+    from workflow.loading import load_run
 
     if max_jobs is None and min_jobs is None:
         raise UserError("nothing to change; give --max-jobs N or --min-jobs N")

@@ -45,7 +45,7 @@ def status(
 
 
 def _look(name: str, runs: Path) -> dict[str, Any]:
-    from workflow.runs import load_run
+    from workflow.loading import load_run
     from workflow.stages.status import status as status_of
 
     return status_of(load_run(name, runs))

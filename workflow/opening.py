@@ -24,9 +24,10 @@ from workflow.config import (
 from workflow.dynamics import build_system, parameters_of
 from workflow.dynamics.engines import fastest_engine
 from workflow.interfaces import HasExactScore, UserError
+from workflow.loading import read_own
 from workflow.recorded import find, saved_of
 from workflow.responses.perturbations import usual_perturbation
-from workflow.runs import Run, read_own
+from workflow.runs import Run
 from workflow.sites import fill, forget_defaults
 
 

@@ -12,7 +12,7 @@ import typer
 
 def _runs(context: typer.Context, incomplete: str) -> list[str]:
     """Runs that a half-typed name may mean."""
-    from workflow.runs import names_of_runs
+    from workflow.loading import names_of_runs
 
     found = names_of_runs(Path(context.params.get("runs") or "runs"))
     return [name for name in found if name.startswith(incomplete)]

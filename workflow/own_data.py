@@ -18,12 +18,13 @@ import yaml
 from workflow.checks import KGMM_NUMBERS
 from workflow.config import DataConfig, apply_setting, parse_experiment
 from workflow.interfaces import MEMBER, SPACE, TIME, UserError
+from workflow.loading import read_own
 from workflow.opening import open_experiment
 from workflow.recorded import arrange, block_of, find, open_data, saved_of, time_unit
 from workflow.responses.perturbations import usual_perturbation
 from workflow.responses.resampling import autocorrelation_time
 from workflow.responses.times import SECONDS
-from workflow.runs import ENOUGH_MEMBERS, Run, read_own
+from workflow.runs import ENOUGH_MEMBERS, Run
 
 CORRELATION_TIMES = 5.0
 """Longest lag by default, in correlation times: exp(-5) = 0.7 % is left of an exponential decay."""

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import json
 import math
-import os
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Ledger
 from workflow import __version__
-from workflow.config import Experiment, digest, parse_experiment
+from workflow.config import Experiment, digest
 from workflow.dynamics import build_system
 from workflow.interfaces import SPACE, Part, Saved, System, UserError
-from workflow.ownership import refuse_foreign_code
 from workflow.quarantine import quarantined
 from workflow.recorded import saved_of
 
@@ -369,85 +363,3 @@ def _pattern_files(perturbations: list[Any]) -> list[str]:
     paths = [Path(p["file"]) for p in perturbations if isinstance(p, dict) and "file" in p]
     inside = [f for path in paths for f in (path, *sorted(path.rglob("*"))) if f.is_file()]
     return [file_crc(path) for path in inside]
-
-
-def load_run(name: str | Path, runs: Path) -> Run:
-    """An existing run by name or folder.
-
-    Raises:
-        UserError: there is none.
-    """
-    folder = folder_of(name, runs)
-    try:
-        stamp = (folder / "experiment.yaml").stat().st_mtime_ns
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no experiment.yaml; mend: gfdt repair {name}") from None
-    return _load(folder, stamp)
-
-
-def folder_of(name: str | Path, runs: Path) -> Path:
-    """Folder of an existing run by name or folder; errors as `load_run`."""
-    for folder in (runs / str(name), Path(name)):
-        if (folder / "experiment.yaml").is_file() or (folder / "ledger").is_dir():
-            return folder
-    near = difflib.get_close_matches(str(name), names_of_runs(runs), n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    raise UserError(f"no run '{name}' in {runs}; {hint}start it with: gfdt run {name}")
-
-
-def names_of_runs(runs: Path) -> list[str]:
-    """Names of the runs in a folder, sorted."""
-    return sorted(path.parent.name for path in runs.glob("*/experiment.yaml"))
-
-
-@lru_cache(maxsize=8)
-def _load(folder: Path, _stamp: int) -> Run:
-    experiment = parse_experiment(read_own(folder / "experiment.yaml", yaml.safe_load))
-    refuse_foreign_code(folder, experiment)
-    provenance = folder / "provenance.json"
-    if provenance.is_file():
-        for entry in read_own(provenance, json.loads).get("python_path", []):
-            if entry not in sys.path:
-                sys.path.insert(0, entry)
-    return Run(folder, experiment)
-
-
-def read_own(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
-    """Content of one of the files that a run itself wrote.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        content = parse(path.read_text())
-    except (ValueError, yaml.YAMLError):
-        content = None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is damaged; remove it and run the experiment's own file again")
-    return content
-
-
-def versions() -> dict[str, str]:
-    """Versions of what the numbers depend on."""
-    from importlib.metadata import version
-
-    names = ("numpy", "torch", "zarr", "xarray", "dask", "distributed", "mpi4py")
-    return {"gfdt-workflow": __version__, **{name: version(name) for name in names}}
-
-
-def cores() -> int:
-    """Cores this process may use; in a Slurm job those that it was given."""
-    bound = hasattr(os, "sched_getaffinity")
-    found = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
-    # Many sites bind no process to its cores.
-    given = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return min(found, int(given)) if given.isdigit() else found
-
-
-def wall_times(run: Run) -> dict[str, float]:
-    """Seconds spent in each stage so far, over all calls."""
-    path = run.folder / "logs" / "wall_times.json"
-    found: dict[str, float] = {}
-    with contextlib.suppress(ValueError, FileNotFoundError):  # worth no refusal
-        found = json.loads(path.read_text())
-    return found

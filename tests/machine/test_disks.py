@@ -14,7 +14,7 @@ from hpc import stores
 from hpc.errors import CorruptBlock, DiskFull, StoreError
 from hpc.ledger import Ledger, Receipt
 from hpc.stores import Variable, create_store, read_block, write_block
-from workflow.runs import load_run
+from workflow.loading import load_run
 from workflow.stages.health import verify
 
 LENGTH = 4000

@@ -22,8 +22,8 @@ from hpc.launchers import find_mpiexec
 from hpc.lock import run_lock
 from workflow.cli import STOPPING
 from workflow.interfaces import UserError
+from workflow.loading import load_run
 from workflow.opening import open_run
-from workflow.runs import load_run
 from workflow.stages.frames import lay_down
 
 TRY_AGAIN, CONFIGURATION = 75, 78

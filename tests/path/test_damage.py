@@ -17,8 +17,9 @@ import torch
 import yaml
 
 from workflow.cli import main
+from workflow.loading import load_run
 from workflow.opening import open_run
-from workflow.runs import Run, load_run
+from workflow.runs import Run
 from workflow.stages.frames import find_experiment
 from workflow.stages.health import verify
 from workflow.stages.pipeline import STAGES, run_stages

@@ -16,8 +16,8 @@ import xarray as xr
 
 import workflow  # noqa: F401  registers the accessor
 from workflow.cli import STOPPING, main
+from workflow.loading import load_run
 from workflow.opening import open_run
-from workflow.runs import load_run
 from workflow.stages.forecast import forecast
 
 DECAY = 0.8

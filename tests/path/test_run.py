@@ -23,8 +23,8 @@ from hpc.catalog import read_catalog
 from hpc.comm import SerialComm, Watchdog
 from workflow.config import EXPERIMENTS
 from workflow.interfaces import UserError
+from workflow.loading import load_run
 from workflow.opening import open_run
-from workflow.runs import load_run
 from workflow.stages import train_rank
 from workflow.stages.plan import plan
 from workflow.stages.train_rank import save_checkpoint

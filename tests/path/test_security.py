@@ -26,9 +26,10 @@ from hpc.lock import run_lock
 from hpc.stores import open_store, write_block
 from workflow.config import apply_setting, parse_experiment, read_experiment
 from workflow.interfaces import UserError
+from workflow.loading import load_run
 from workflow.opening import open_run
 from workflow.recorded import open_data
-from workflow.runs import Run, load_run
+from workflow.runs import Run
 from workflow.stages.data import load_checked
 from workflow.stages.frames import lay_down
 from workflow.stages.restart import load_state

@@ -18,8 +18,8 @@ from hpc import jobs, slurm
 from hpc.errors import CONFIGURATION, TRY_AGAIN, LaunchError, MachineError
 from hpc.lease import holder_of
 from hpc.lock import run_lock
+from workflow.loading import load_run
 from workflow.opening import open_run
-from workflow.runs import load_run
 from workflow.stages import submit as submitting
 from workflow.stages.jobs import plan_jobs
 from workflow.stages.status import status

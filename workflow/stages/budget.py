@@ -27,7 +27,8 @@ from workflow.diffusion.likelihood import (
     prior_variance,
     reverse,
 )
-from workflow.runs import Run, load_run
+from workflow.loading import load_run
+from workflow.runs import Run
 from workflow.scores.neural import WhitenedScore
 from workflow.stages.data import load_model, read_ensemble, read_places
 from workflow.stages.nats import TOGETHER, nats_blocks, spread_places, white_scores

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Receipt
+from workflow.loading import load_run
 from workflow.responses.channels import Channels
 from workflow.responses.correlation import one_thread
 from workflow.responses.stein import LinearRecalibration, lag_zero_matrix
 from workflow.responses.sums import Constants
-from workflow.runs import Notify, Run, load_run
+from workflow.runs import Notify, Run
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.data import (
     kept,

@@ -17,10 +17,11 @@ from hpc.errors import LayoutError
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
+from workflow.loading import load_run
 from workflow.quarantine import rows_of, stand_in
 from workflow.responses.channels import Channels
 from workflow.responses.sums import block_sums
-from workflow.runs import Notify, Run, load_run
+from workflow.runs import Notify, Run
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.constants import find_constants, load_constants

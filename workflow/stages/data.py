@@ -19,13 +19,14 @@ from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Receipt
 from hpc.stores import read_block
 from workflow.interfaces import Part, ScoreEstimator, UserError
+from workflow.loading import load_run
 from workflow.quarantine import rows_of
 from workflow.responses.channels import Channels
 from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import build_perturbations
 from workflow.responses.probes import Statistics
 from workflow.rivals import rivals_of
-from workflow.runs import Run, load_run
+from workflow.runs import Run
 from workflow.scores.closed_form import ExactScore, Gaussian, gaussian_from
 from workflow.scores.extrapolation import Extrapolated
 from workflow.scores.kgmm import KGMM

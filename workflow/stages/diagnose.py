@@ -22,6 +22,7 @@ from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Receipt
 from hpc.stores import read_block
 from workflow.interfaces import HasDrift
+from workflow.loading import load_run
 from workflow.responses.channels import Channels
 from workflow.responses.checks import Check, plain, undecided, worst
 from workflow.responses.correlation import pair_counts
@@ -32,7 +33,7 @@ from workflow.responses.diagnostics import (
     unit_means,
 )
 from workflow.responses.langevin import langevin_checks
-from workflow.runs import Notify, Run, load_run
+from workflow.runs import Notify, Run
 from workflow.stages.blocks import run_blocks
 from workflow.stages.budget import budget_block, budget_blocks
 from workflow.stages.data import load_channels, load_estimator, load_whitening

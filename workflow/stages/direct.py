@@ -18,11 +18,12 @@ from hpc.stores import consolidate, write_block
 from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import DIRECT
 from workflow.interfaces import State, Stepper
+from workflow.loading import load_run
 from workflow.quarantine import fact, quarantined, refuse_many, rows_of
 from workflow.responses.channels import Channels
 from workflow.responses.direct import BlownUp, mean_everywhere, moved_to, paired_response, seen_from
 from workflow.responses.perturbations import Perturbation
-from workflow.runs import Notify, Run, load_run
+from workflow.runs import Notify, Run
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.data import load_channels

@@ -16,8 +16,9 @@ from hpc.layout import Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, write_block
 from workflow.interfaces import ScoreEstimator
+from workflow.loading import load_run
 from workflow.quarantine import rows_of, stand_in
-from workflow.runs import Notify, Run, load_run
+from workflow.runs import Notify, Run
 from workflow.scores.devices import compute_device
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks

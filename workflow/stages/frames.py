@@ -17,7 +17,8 @@ from hpc.files import atomic_write_bytes, atomic_write_json, file_crc
 from hpc.layout import frame_of
 from hpc.ledger import Ledger, Problem, Receipt
 from hpc.stores import is_consolidated
-from workflow.runs import Run, versions
+from workflow.provenance import versions
+from workflow.runs import Run
 
 STAGE = "frames"
 

@@ -15,8 +15,9 @@ from hpc.checks import check_machine, existing
 from hpc.errors import CorruptBlock
 from hpc.files import atomic_write_json, file_crc
 from hpc.ledger import Problem, Receipt
+from workflow.provenance import cores, versions
 from workflow.rivals import rivals_of
-from workflow.runs import Run, cores, versions
+from workflow.runs import Run
 from workflow.stages.frames import STAGE as FRAMES
 from workflow.stages.frames import mend
 from workflow.stages.pipeline import LEDGERS

@@ -14,8 +14,9 @@ import distributed
 
 from hpc.ledger import Receipt
 from hpc.stores import consolidate
+from workflow.loading import load_run
 from workflow.recorded import read_data
-from workflow.runs import Notify, Run, load_run
+from workflow.runs import Notify, Run
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.ensemble import lay_out, write_segment
 from workflow.stages.restart import block_name

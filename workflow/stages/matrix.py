@@ -20,6 +20,7 @@ from hpc.lock import run_lock
 from hpc.stores import consolidate, open_store, telling_damage, write_block
 from workflow.config import digest
 from workflow.interfaces import UserError
+from workflow.provenance import cores
 from workflow.responses.matrix import MATRIX_LIMIT, matrix_bytes
 from workflow.responses.matrix_sums import (
     ENOUGH_UNITS,
@@ -30,7 +31,7 @@ from workflow.responses.matrix_sums import (
     reduce_lags,
 )
 from workflow.responses.probes import nearest
-from workflow.runs import Notify, Run, cores
+from workflow.runs import Notify, Run
 from workflow.stages import coordinates
 from workflow.stages.frames import seal
 from workflow.stages.matrix_sums import (

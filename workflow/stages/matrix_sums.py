@@ -22,10 +22,11 @@ from hpc.errors import LayoutError
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, read_block, write_block
+from workflow.loading import load_run
 from workflow.quarantine import rows_of
 from workflow.responses.correlation import pair_counts
 from workflow.responses.matrix_sums import MatrixSums, add_up
-from workflow.runs import Notify, Run, load_run
+from workflow.runs import Notify, Run
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.data import read_ensemble, read_scores

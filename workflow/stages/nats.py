@@ -21,7 +21,8 @@ from hpc.ledger import Receipt
 from workflow.diffusion.action import Exploding, Nats, ScoreAt
 from workflow.diffusion.likelihood import prior_mismatch
 from workflow.interfaces import HasExactScore, HasNoisedScore, Part, System
-from workflow.runs import Run, load_run
+from workflow.loading import load_run
+from workflow.runs import Run
 from workflow.scores.closed_form import Gaussian
 from workflow.scores.devices import compute_device
 from workflow.scores.nats import Band, contributions

@@ -14,8 +14,10 @@ from hpc.files import atomic_write_json, collect_orphans
 from hpc.lock import run_lock
 from hpc.stores import telling_damage
 from workflow.config import digest
+from workflow.loading import load_run
+from workflow.provenance import versions, wall_times
 from workflow.rivals import rivals_of
-from workflow.runs import Notify, Run, load_run, versions, wall_times
+from workflow.runs import Notify, Run
 from workflow.stages.correlate import correlate, tasks
 from workflow.stages.diagnose import blocks_of, diagnose
 from workflow.stages.direct import direct

@@ -15,7 +15,8 @@ from hpc.errors import MachineError
 from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 from workflow.interfaces import DTYPES, UserError
-from workflow.runs import Run, load_run
+from workflow.loading import load_run
+from workflow.runs import Run
 from workflow.stages.pipeline import expected_blocks
 
 PILOT_SECONDS = 0.5

@@ -11,7 +11,8 @@ from hpc.backends import open_client
 from hpc.dashboard import dashboard
 from hpc.job_script import Jobs
 from workflow.machines import PoolConfig
-from workflow.runs import Run, cores
+from workflow.provenance import cores
+from workflow.runs import Run
 
 
 def jobs_of(pool: PoolConfig) -> Jobs:

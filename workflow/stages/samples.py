@@ -21,7 +21,8 @@ from workflow.diffusion.samplers import Problem
 from workflow.diffusion.sampling import check_sampler, sample
 from workflow.dynamics.noise import SAMPLES, SAMPLES_UNIFORM, NoiseStream, uniforms
 from workflow.interfaces import UserError
-from workflow.runs import Notify, Run, load_run
+from workflow.loading import load_run
+from workflow.runs import Notify, Run
 from workflow.scores.neural import WhitenedScore
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks

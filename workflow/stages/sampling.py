@@ -12,7 +12,8 @@ from hpc.errors import MachineError
 from hpc.files import collect_orphans
 from hpc.lock import run_lock
 from hpc.stores import telling_damage
-from workflow.runs import Notify, Run, cores
+from workflow.provenance import cores
+from workflow.runs import Notify, Run
 from workflow.stages.frames import seal
 from workflow.stages.pipeline import refuse_missing_files, write_catalog_of
 from workflow.stages.pools import jobs_of

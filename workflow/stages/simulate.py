@@ -16,8 +16,9 @@ from hpc.stores import consolidate
 from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 from workflow.interfaces import DTYPES, State
+from workflow.loading import load_run
 from workflow.quarantine import SPINUP, fact, forget, lose, merge, refuse_many
-from workflow.runs import Notify, Run, load_run
+from workflow.runs import Notify, Run
 from workflow.stages.blocks import facts_since
 from workflow.stages.ensemble import lay_out, write_segment
 from workflow.stages.restart import block_name, load_state, save_state

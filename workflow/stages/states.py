@@ -17,8 +17,9 @@ from torch import Tensor
 from hpc.errors import CorruptBlock
 from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Receipt
+from workflow.loading import load_run
 from workflow.quarantine import rows_of
-from workflow.runs import Run, load_run
+from workflow.runs import Run
 from workflow.stages.blocks import facts_since
 from workflow.stages.data import load_tensors, load_whitening, read_ensemble
 

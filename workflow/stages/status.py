@@ -22,8 +22,9 @@ from hpc.errors import CorruptBlock, MachineError
 from hpc.lease import holder_of, is_alive
 from hpc.ledger import PACKED, SUFFIX, Ledger
 from hpc.logs import last_words
+from workflow.provenance import wall_times
 from workflow.quarantine import quarantined
-from workflow.runs import Run, wall_times
+from workflow.runs import Run
 from workflow.stages.pipeline import LEDGERS, expected_blocks
 
 SAMPLE = 200

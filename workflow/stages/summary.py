@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from workflow.provenance import versions, wall_times
 from workflow.quarantine import SPINUP, quarantined
-from workflow.runs import Run, versions, wall_times
+from workflow.runs import Run
 from workflow.scores.neural import WhitenedScore
 from workflow.stages.budget import budget_of
 from workflow.stages.data import load_whitening

@@ -13,7 +13,8 @@ from pathlib import Path
 from hpc.errors import TRY_AGAIN, MachineError, Paused, RunLocked
 from hpc.lock import LEASE
 from workflow.interfaces import UserError
-from workflow.runs import Run, load_run
+from workflow.loading import load_run
+from workflow.runs import Run
 from workflow.stages.train import train_here
 
 FAILED = 1

@@ -17,7 +17,8 @@ from hpc.files import atomic_write_bytes, atomic_write_json, file_crc
 from hpc.gradients import FlatGradients
 from hpc.ledger import Receipt
 from workflow.interfaces import UserError
-from workflow.runs import Run, load_run
+from workflow.loading import load_run
+from workflow.runs import Run
 from workflow.scores.devices import compute_device, is_out_of_memory
 from workflow.scores.neural import settled, with_parameters
 from workflow.scores.training import Trainer
