@@ -102,6 +102,6 @@ def try_mpi(
             message = str(error).replace(f"; see {log}", "")
             raise type(error)(message, exit_code=error.exit_code) from error
         said = [line for line in lines if line.startswith("probe:")]
-        if not said:
-            raise LaunchError("the ranks ended without a word")
+        if not said:  # all of them ended well: it is the launcher that was lost
+            raise MachineError("what the ranks said did not arrive; run the same command again")
         return said[-1]

@@ -23,7 +23,7 @@ NODES = 3
 
 
 def pytest_collection_modifyitems(items):
-    """Side by side (`-n 2 --dist loadgroup`): all tests of the Slurm in one process, so that one is
+    """Side by side (`-n 3 --dist loadgroup`): all tests of the Slurm in one process, so that one is
     enough, and those of a module together, which share what the module made.
     """
     for item in items:

@@ -16,7 +16,8 @@ from workflow.schema import Bytes, Line, Seconds, Strict, Word
 class JobConfig(Strict):
     """What one Slurm job asks for; unset is left to the site."""
 
-    memory: Bytes | None = Field(None, ge=64 * 2**20, description="of one job, such as 4GiB")
+    # A worker holds 450 MiB before it has any data; Dask pauses it for good at four fifths.
+    memory: Bytes | None = Field(None, ge=2**30, description="of one job, such as 4GiB")
     walltime: Seconds | None = Field(None, ge=60, description="such as 01:00:00")
     queue: Word | None = Field(None, description="Slurm partition")
     account: Word | None = None

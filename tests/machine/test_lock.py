@@ -15,7 +15,8 @@ from hpc.lease import PREFIX, holder_of
 from hpc.lock import run_lock
 
 HOLDER = """
-import os, sys, time
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 from hpc.errors import MachineError
 from hpc.lock import run_lock
 folder, host, seconds, fork = sys.argv[1:]

@@ -152,8 +152,9 @@ def test_the_command_tells_how_the_data_were_read_and_where_the_answer_is(finish
     assert lag == pytest.approx(5 * 4.5 * STEP, rel=0.2)
     assert said[1].startswith(f"max lag: {lag:g}, 5 correlation times of ")
     folder = (work / "runs" / "many").resolve()
-    assert said[-2:] == [
+    assert said[-3:] == [
         f"response: {folder}/response.zarr",
+        f"catalog: {(work / 'catalogs' / 'many.yaml').resolve()}",
         f"report: {folder}/report/index.html",
     ]
     assert (folder / "report" / "index.html").is_file()

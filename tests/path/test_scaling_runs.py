@@ -66,7 +66,7 @@ def test_a_run_pauses_at_no_jobs_and_goes_on_when_told(slurm_cluster, in_process
         open_client(
             "slurm",
             workers=1,
-            jobs=Jobs(max_jobs=2, memory=2**29, walltime=600.0),
+            jobs=Jobs(max_jobs=2, memory=2**30, walltime=600.0),
             log_dir=run.folder / "logs",
         ) as client,
     ):
