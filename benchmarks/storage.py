@@ -107,11 +107,11 @@ def whole_run(folder: Path, system: str, segments: int, workers: int) -> dict[st
     with open_client("local", workers=workers, log_dir=None) as client:
         client.wait_for_workers(workers)
         addresses = list(client.scheduler_info()["workers"])
-        # Twice, for the first time imports what a block needs.
-        for _ in range(2):
+        # Once for the imports, and once for all times.
+        for saves in (1, run.times):
             bare = client.gather(
                 [
-                    client.submit(alone, str(run.folder), group, workers=[where], pure=False)
+                    client.submit(alone, str(run.folder), group, saves, workers=[where], pure=False)
                     for group, where in enumerate(addresses)
                 ]
             )
@@ -130,7 +130,7 @@ def whole_run(folder: Path, system: str, segments: int, workers: int) -> dict[st
     }
 
 
-def alone(folder: str, group: int) -> float:
+def alone(folder: str, group: int, saves: int) -> float:
     """Seconds of the same steps and observations in this process, with nothing else."""
     torch.set_num_threads(1)
     run = load_run(folder, Path("."))
@@ -143,7 +143,7 @@ def alone(folder: str, group: int) -> float:
         e.ensemble.engine, run.system, state, seed=e.seed, members=members, stream=FORCING
     )
     way.advance(0, run.spinup_steps)
-    for save in range(run.times):
+    for save in range(saves):
         way.advance(run.spinup_steps + save * run.steps_per_save, run.steps_per_save)
         way.observe()
     return time.perf_counter() - began

@@ -325,7 +325,7 @@ def test_killing_any_process_at_any_time_does_not_change_a_bit(finished, work):
 def _run_and_kill(work, dice, *, runs):
     """Run until all is done, and kill whatever the dice say; how many of each kind were killed."""
     command = [sys.executable, "-m", "workflow.cli", "run", "tiny.yaml", "--runs", runs, "-q"]
-    command += ["--set", ALONE[0], "--set", ALONE[1]]
+    command += ["--set", ALONE[0], "--set", ALONE[1], "--catalogs", f"catalogs-{runs}"]
     decks = {training: dice.sample(deck, len(deck)) for training, deck in DECKS.items()}
     kills, code, said = Counter(), None, ""
     deadline = time.monotonic() + 2 * PATIENCE
