@@ -23,20 +23,12 @@ NODES = 3
 
 
 def pytest_collection_modifyitems(items):
-    """Side by side (`--dist loadgroup`): all tests of the Slurm in one process, so that one is
-    enough, and those of a module together, which share what the module made. Those that take long
-    come first, or they would be all that is left at the end.
+    """Side by side (`-n 2 --dist loadgroup`): all tests of the Slurm in one process, so that one is
+    enough, and those of a module together, which share what the module made.
     """
     for item in items:
         slurm = "slurm_cluster" in item.fixturenames
         item.add_marker(pytest.mark.xdist_group("slurm" if slurm else str(item.path)))
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=lambda item: LONGEST.get(item.path.parent.name, len(LONGEST)))
-        items.sort(key=lambda item: "slurm_cluster" not in item.fixturenames)
-
-
-LONGEST = {"path": 0, "machine": 1}
-"""Folders of tests that take long, first to start; the others after them."""
 
 
 def free_ports(count):
