@@ -42,7 +42,7 @@ def sample(
     The same command goes on after a kill, and with more -n only adds; another way of sampling
     replaces what is there.
 
-    Example: gfdt sample quickstart -n 1024 --nfe 10
+    Example: gfdt sample few_steps -n 1024 --nfe 10
     """
     from workflow.loading import load_run
     from workflow.stages.samples import ask
