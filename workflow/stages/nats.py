@@ -148,14 +148,9 @@ def white_scores(run: Run, model: WhitenedScore, whitening: Gaussian) -> dict[st
 
 def _exact(system: System, whitening: Gaussian) -> ScoreAt:
     """The exact score of whitened data; after noise, where the system knows that."""
-    mean = whitening.mean
-
-    def physical(x: Tensor) -> Tensor:
-        wide = mean.reshape(-1, *[1] * (x.ndim - 2)) if mean.ndim == 1 else mean
-        return whitening.colour(x) + wide
 
     def score(x: Tensor, sigma: Tensor) -> Tensor:
-        y = physical(x.cpu().double())
+        y = whitening.unwhiten(x.cpu().double())
         if isinstance(system, HasNoisedScore):
             numbers = y[0].numel()
             rows = whitening.colour(torch.eye(numbers, dtype=y.dtype).reshape(-1, *y.shape[1:]))
