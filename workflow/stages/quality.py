@@ -12,14 +12,13 @@ from torch import Tensor
 
 from hpc.files import atomic_write_json, file_crc
 from hpc.ledger import Receipt
-from hpc.stores import open_store
 from workflow.config import digest
 from workflow.diffusion.distances import FEWEST, MEASURES, compare
 from workflow.interfaces import UserError
 from workflow.responses.correlation import one_thread
 from workflow.runs import Notify, Run
 from workflow.stages.data import load_model, load_snapshots
-from workflow.stages.samples import Asked
+from workflow.stages.samples import Asked, read_samples
 
 QUALITY = "quality"
 """Ledger, and file `quality.json`, of the distances from data."""
@@ -49,9 +48,7 @@ def judge(run: Run, many: tuple[Asked, ...], notify: Notify) -> None:
 @one_thread()
 def _distances(run: Run, setting: int, data: Tensor, unit: int) -> dict[str, dict[str, float]]:
     """Of the samples of one setting, by measure."""
-    store = open_store(run.comparison).isel(setting=setting)
-    fields = [torch.from_numpy(store[field.name].values) for field in run.saved.fields]
-    samples = torch.stack(fields, dim=1)
+    samples = read_samples(run, run.comparison, setting=setting)
     whitening = load_model(run).whitening
     plain = compare(
         samples, data, {n: MEASURES[n] for n in measures(run)}, unit=unit, resamples=RESAMPLES

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
-from hpc.stores import consolidate, write_block
+from hpc.stores import consolidate, open_store, write_block
 from workflow.config import digest
 from workflow.diffusion.samplers import Problem
 from workflow.diffusion.sampling import check_sampler, sample
@@ -190,6 +190,13 @@ def draw_samples(
         uniforms=uniform,
     )
     return sample(asked.sampler, problem)
+
+
+def read_samples(run: Run, path: Path, **where: int) -> Tensor:
+    """Samples of a finished store, `(member, field, *shape)`; of one setting, where it has them."""
+    store = open_store(path).isel(where)
+    fields = [torch.from_numpy(store[field.name].values) for field in run.saved.fields]
+    return torch.stack(fields, dim=1)
 
 
 def _lay_out(run: Run, wanted: Wanted, members: int, size: int) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from hpc.stores import open_store
 from workflow.diffusion.distances import MEASURES, Distance, compare
 from workflow.rivals import rivals_of
 from workflow.runs import Run
 from workflow.stages.quality import held_out
+from workflow.stages.samples import read_samples
 
 MEASURED = ("tail_error", "quantile_0.99", "quantile_0.999")
 """Of |x - mean|: mean squared log error of the quantiles from 95 % on, and log ratios of two."""
@@ -52,7 +51,11 @@ def tails_of(run: Run) -> Tails | None:
     if run.experiment.sample is None:
         return None
     runs = {"neural": run, **rivals_of(run)}
-    samples = {n: _samples(one) for n, one in runs.items() if one.experiment.sample is not None}
+    samples = {
+        name: _numbers(read_samples(one, one.samples))
+        for name, one in runs.items()
+        if one.experiment.sample is not None
+    }
     held, unit = held_out(run, run.experiment.sample.members)
     x = _numbers(held)
     mean, spread = x.mean(0), x.std(0)
@@ -61,12 +64,6 @@ def tails_of(run: Run) -> Tails | None:
     asked = {name: MEASURES[name] for name in MEASURED}
     distances = {name: compare(one, data, asked, unit=unit) for name, one in scaled.items()}
     return Tails(data, scaled, distances)
-
-
-def _samples(run: Run) -> Tensor:
-    store = open_store(run.samples)
-    fields = [torch.from_numpy(store[one.name].values) for one in run.saved.fields]
-    return _numbers(torch.stack(fields, dim=1))
 
 
 def _numbers(x: Tensor) -> Tensor:
