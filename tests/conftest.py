@@ -22,15 +22,6 @@ DEV = Path(__file__).parents[1] / "slurm" / "dev"
 NODES = 3
 
 
-def pytest_collection_modifyitems(items):
-    """Side by side (`-n 2 --dist loadgroup`): all tests of the Slurm in one process, so that one is
-    enough, and those of a module together, which share what the module made.
-    """
-    for item in items:
-        slurm = "slurm_cluster" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else str(item.path)))
-
-
 def free_ports(count):
     """First of so many neighbouring ports that nobody listens on, below the ephemeral ones."""
     for first in random.SystemRandom().sample(range(17200, 32000, 8), 100):
