@@ -65,7 +65,7 @@ class EDM(_Gaussian):
 
     def noise_levels(self, uniform: Tensor) -> Tensor:
         """Log-uniform between sigma_min and sigma_max."""
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** uniform
+        return log_uniform(self.sigma_min, self.sigma_max, uniform)
 
     def interpret(self, output: Tensor, state: Tensor, level: Tensor) -> Tensor:
         """Score of the noised whitened density from the network's output F."""
@@ -110,7 +110,7 @@ class VE(_Wide):
             mean, spread = LOG_NORMAL
             level = (mean + spread * torch.special.ndtri(uniform)).exp()
             return level.clamp(self.sigma_min, self.sigma_max)
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** uniform
+        return log_uniform(self.sigma_min, self.sigma_max, uniform)
 
     def _weight(self, level: Tensor) -> Tensor:
         return weighting(self.weighting, level)
@@ -168,6 +168,11 @@ class VP(_Wide):
 
     def _weight(self, level: Tensor) -> Tensor:
         return weighting(self.weighting, level)
+
+
+def log_uniform(low: float, high: float, uniform: Tensor) -> Tensor:
+    """Numbers evenly spread in the logarithm from uniform ones in [0, 1)."""
+    return low * (high / low) ** uniform
 
 
 def weighting(name: str, level: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from workflow.diffusion.gaussian import along
+from workflow.diffusion.gaussian import along, log_uniform
 from workflow.diffusion.jump import JumpLaw, pure_jump_target
 from workflow.interfaces import Answers, Noise, UserError
 
@@ -70,7 +70,7 @@ class Jump:
 
     def noise_levels(self, uniform: Tensor) -> Tensor:
         """Log-uniform between sigma_min and sigma_max."""
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** uniform
+        return log_uniform(self.sigma_min, self.sigma_max, uniform)
 
     def noise(self, x: Tensor, level: Tensor, z: Tensor, uniform: Tensor | None) -> Noise:
         """x +- (W / a)^(1/2) z, targets -+ (a / W)^(1/2) z and -+ (g / 2 + ...) z / (a W)^(1/2)."""
