@@ -149,13 +149,19 @@ class Nodes:
         return torch.stack([weight * of(time).double() for time, weight in pairs])
 
 
+def noise_range(schedule: Schedule) -> tuple[float, float]:
+    """ln sigma at t_min and at t_max."""
+    ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
+    low, high = (0.5 * (schedule.variance(ends) / schedule.scale(ends) ** 2).log()).tolist()
+    return low, high
+
+
 def noise_nodes(schedule: Schedule, count: int) -> Nodes:
     """Gauss-Legendre nodes in ln sigma: dt = 2 v / g^2 dln(sigma).
 
     There the excess action is smooth from the smallest structure of the data to the prior.
     """
-    ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
-    low, high = (0.5 * (schedule.variance(ends) / schedule.scale(ends) ** 2).log()).tolist()
+    low, high = noise_range(schedule)
     points, weights = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(count))
     times = schedule.time((0.5 * (low + high) + 0.5 * (high - low) * points).exp())
     pace = 2 * schedule.variance(times) / schedule.rate(times)

@@ -21,6 +21,7 @@ from workflow.diffusion.action import (
     ScoreAt,
     denoising_lagrangian,
     divergence,
+    noise_range,
 )
 
 LOG_TWO_PI = math.log(2 * math.pi)
@@ -161,10 +162,9 @@ def prior_mismatch(x: Tensor, schedule: Schedule, *, spread: float = 1.0) -> Ten
 
 def noise_grid(schedule: Schedule, steps: int) -> Tensor:
     """Times evenly spaced in ln sigma, `(steps + 1,)`, from t_min to t_max."""
-    ends = torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64)
-    low, high = (0.5 * (schedule.variance(ends) / schedule.scale(ends) ** 2).log()).tolist()
+    low, high = noise_range(schedule)
     times = schedule.time(torch.linspace(low, high, steps + 1, dtype=torch.float64).exp())
-    times[0], times[-1] = ends
+    times[0], times[-1] = schedule.t_min, schedule.t_max
     return times
 
 
