@@ -135,6 +135,12 @@ def spread(
     return values.compute()
 
 
+def radius_of(shape: tuple[int, ...]) -> np.ndarray:
+    """|k| in waves per side of every mode of a transform, `(mode)`, in its order."""
+    waves = np.meshgrid(*[np.fft.fftfreq(n, 1 / n) for n in shape], indexing="ij")
+    return np.asarray(np.sqrt(sum(w**2 for w in waves))).ravel()
+
+
 def by_shell(
     values: np.ndarray, radius: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -11,7 +11,17 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from workflow.figures import COLOURS, by_shell, edges, label, picture, place, spread, whole_ticks
+from workflow.figures import (
+    COLOURS,
+    by_shell,
+    edges,
+    label,
+    picture,
+    place,
+    radius_of,
+    spread,
+    whole_ticks,
+)
 
 SAMPLE = 4_000_000
 """Most values that a density or a spectrum is made from."""
@@ -340,9 +350,7 @@ def _spectrum(panel: Axes, centred: np.ndarray, space: int) -> None:
     # Member by member: the transform of all at once would double the memory of the sample.
     total_power = sum((np.abs(np.fft.fftn(one, axes=axes)) ** 2).mean(0) for one in centred)
     power = np.asarray(total_power) / (len(centred) * float(np.prod(shape)) ** 2)
-    waves = np.meshgrid(*[np.fft.fftfreq(n, 1 / n) for n in shape], indexing="ij")
-    radius = np.sqrt(sum(w**2 for w in waves)).ravel()
-    shell, total, count = by_shell(power.ravel(), radius, np.ones(power.size))
+    shell, total, count = by_shell(power.ravel(), radius_of(shape), np.ones(power.size))
     # Mean times circumference: the number of modes in a shell jumps from shell to shell.
     density = total / np.maximum(count, 1) * (2 * np.pi * shell if space == 2 else 2.0)
     # Shells beyond the shortest half side are cut by the corners of the square.

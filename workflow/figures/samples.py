@@ -19,7 +19,7 @@ from matplotlib.ticker import (
     ScalarFormatter,
 )
 
-from workflow.figures import COLOURS, label, picture, place
+from workflow.figures import COLOURS, by_shell, label, picture, place, radius_of
 
 Numbers = Mapping[str, Any]
 
@@ -234,11 +234,9 @@ def _spectra(panel: Axes, data: xr.DataArray, samples: xr.DataArray, space: Sequ
         numbers = values.transpose("member", *space).values.astype(float)
         axes = tuple(range(1, numbers.ndim))
         power = (np.abs(np.fft.fftn(numbers, axes=axes, norm="ortho")) ** 2).mean(0)
-        waves = np.meshgrid(*[np.fft.fftfreq(n, 1 / n) for n in power.shape], indexing="ij")
-        shell = np.rint(np.sqrt(sum(w**2 for w in waves))).astype(int).ravel()
-        mean = np.bincount(shell, power.ravel()) / np.bincount(shell)
+        shell, total, count = by_shell(power.ravel(), radius_of(power.shape), np.ones(power.size))
         kept = slice(1, min(power.shape) // 2 + 1)
-        panel.loglog(np.arange(len(mean))[kept], mean[kept], dashes, color=colour, ms=4)
+        panel.loglog(shell[kept], (total / count)[kept], dashes, color=colour, ms=4)
     panel.xaxis.set_major_locator(FixedLocator([2**n for n in range(16)]))
     panel.xaxis.set_minor_locator(NullLocator())
     panel.xaxis.set_major_formatter(ScalarFormatter())
