@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from workflow.diffusion.distances import FEWEST, MEASURES, compare
 from workflow.interfaces import UserError
 from workflow.responses.correlation import one_thread
 from workflow.runs import Notify, Run
-from workflow.stages.data import load_model, load_snapshots
+from workflow.stages.data import load_model, members_left, read_ensemble, read_places
 from workflow.stages.samples import Asked, read_samples
 
 QUALITY = "quality"
@@ -81,18 +82,17 @@ def held_out(run: Run, members: int) -> tuple[Tensor, int]:
     Raises:
         UserError: too few independent ones are left.
     """
-    x = load_snapshots(run, run.held_out)
-    kept = len([m for m in run.held_out.members if m not in run.quarantined])
-    rows = len(x) // kept
-    pieces = math.ceil(2 * FEWEST / kept)
-    each = min(rows, 2 * members // kept) // pieces * pieces
+    kept, times = members_left(run, run.held_out), run.held_out.times
+    pieces = math.ceil(2 * FEWEST / len(kept))
+    each = min(len(times), 2 * members // len(kept)) // pieces * pieces
     if each == 0:
         raise UserError(
-            f"{len(x)} held-out snapshots for {members} samples; a distance needs "
+            f"{len(kept) * len(times)} held-out snapshots for {members} samples; a distance needs "
             f"{2 * FEWEST} or more of them: raise sample.members or score.split.test"
         )
-    picks = torch.linspace(0, rows - 1, each).round().long()
-    return x.unflatten(0, (kept, rows))[:, picks].flatten(0, 1), each // pieces
+    picks = torch.linspace(0, len(times) - 1, each).round().long().tolist()
+    places = [(member, times[pick]) for member in kept for pick in picks]
+    return read_places(run, places, partial(read_ensemble, run)), each // pieces
 
 
 def quality_of(run: Run) -> dict[str, Any]:
