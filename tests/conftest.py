@@ -89,6 +89,28 @@ def in_process(monkeypatch, capfd):
 
 
 @pytest.fixture(scope="session")
+def small_yaml():
+    """An experiment that takes a second, to be refused, planned, begun or damaged."""
+    import yaml
+
+    return yaml.safe_dump(
+        {
+            "name": "small",
+            "system": {"kind": "allen_cahn", "grid": 8},
+            "ensemble": {
+                "members": 4,
+                "group": 4,
+                "spinup": 0.5,
+                "length": 8.0,
+                "save_every": 0.5,
+            },
+            "score": {"estimator": "gaussian"},
+            "response": {"estimators": ["gaussian"], "max_lag": 2.0},
+        }
+    )
+
+
+@pytest.fixture(scope="session")
 def small_run(tmp_path_factory):
     """A finished run with a group of spectra, for those who only read it: a few seconds."""
     import distributed

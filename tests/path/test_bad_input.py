@@ -14,7 +14,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
 from hpc.catalog import read_catalog
 from hpc.errors import StoreError
@@ -28,14 +27,6 @@ from workflow.stages.frames import lay_down
 
 TRY_AGAIN, CONFIGURATION = 75, 78
 PATIENCE = 240
-
-SMALL = {
-    "name": "small",
-    "system": {"kind": "allen_cahn", "grid": 8},
-    "ensemble": {"members": 4, "group": 4, "spinup": 0.5, "length": 8.0, "save_every": 0.5},
-    "score": {"estimator": "gaussian"},
-    "response": {"estimators": ["gaussian"], "max_lag": 2.0},
-}
 
 MISTAKES = {
     "unknown key": (["ensemble.memmbers=4"], "ensemble.memmbers.*did you mean 'members'"),
@@ -96,8 +87,8 @@ def assert_one_line(done, code, *words):
 
 
 @pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+def folder(tmp_path, small_yaml):
+    (tmp_path / "small.yaml").write_text(small_yaml)
     return tmp_path
 
 
@@ -113,10 +104,10 @@ def command(folder, monkeypatch, in_process):
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory):
+def small_run(tmp_path_factory, small_yaml):
     """A finished run, to be copied and damaged."""
     folder = tmp_path_factory.mktemp("small")
-    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    (folder / "small.yaml").write_text(small_yaml)
     settings = ["--set", "cluster.simulate.workers=1", "--set", "cluster.analyse.workers=1"]
     done = gfdt("run", "small.yaml", "-q", *settings, cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -4,7 +4,6 @@ import json
 import subprocess
 
 import pytest
-import yaml
 
 from hpc.backends import open_client
 from hpc.errors import CONFIGURATION
@@ -15,19 +14,12 @@ from workflow.stages.frames import lay_down
 from workflow.stages.plan import MOST_FILES, chunk_files, refuse_many_files
 from workflow.stages.pools import jobs_of
 
-SMALL = {
-    "name": "small",
-    "system": {"kind": "allen_cahn", "grid": 8},
-    "ensemble": {"members": 4, "group": 4, "spinup": 0.5, "length": 8.0, "save_every": 0.5},
-    "score": {"estimator": "gaussian"},
-    "response": {"estimators": ["gaussian"], "max_lag": 2.0},
-}
 MANY = ["ensemble.members=40000", "ensemble.group=1", "ensemble.chunk=1KiB"]
 
 
 @pytest.fixture
-def source(tmp_path, monkeypatch):
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+def source(tmp_path, monkeypatch, small_yaml):
+    (tmp_path / "small.yaml").write_text(small_yaml)
     monkeypatch.chdir(tmp_path)
     return "small.yaml"
 

@@ -5,8 +5,6 @@ import threading
 import time
 from collections import Counter
 
-import yaml
-
 from hpc import slurm
 from hpc.backends import open_client
 from hpc.chains import Task, run_chains
@@ -20,13 +18,6 @@ from workflow.stages.frames import lay_down
 from workflow.stages.status import status
 from workflow.status_view import lines, log_line
 
-SMALL = {
-    "name": "small",
-    "system": {"kind": "allen_cahn", "grid": 8},
-    "ensemble": {"members": 4, "group": 4, "spinup": 0.5, "length": 8.0, "save_every": 0.5},
-    "score": {"estimator": "gaussian"},
-    "response": {"estimators": ["gaussian"], "max_lag": 2.0},
-}
 COUNT = 60
 
 
@@ -42,9 +33,11 @@ def wait_for(condition, seconds=120.0):
         time.sleep(0.1)
 
 
-def test_a_run_pauses_at_no_jobs_and_goes_on_when_told(slurm_cluster, in_process, tmp_path):
+def test_a_run_pauses_at_no_jobs_and_goes_on_when_told(
+    slurm_cluster, in_process, tmp_path, small_yaml
+):
     """Paused, it has no job in the queue, makes no block, loses none, and is not given up."""
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    (tmp_path / "small.yaml").write_text(small_yaml)
     run, receipts = open_run(str(tmp_path / "small.yaml"), tmp_path / "runs"), []
     lay_down(run, command="test")
     chains = [[Task(f"b{i}", (f"b{i}",))] for i in range(COUNT)]
