@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from contextlib import ExitStack
 
-import distributed
-
-from hpc.backends import open_client
 from hpc.errors import MachineError
 from hpc.files import collect_orphans
 from hpc.lock import run_lock
 from hpc.stores import telling_damage
-from workflow.provenance import cores
 from workflow.runs import Notify, Run
 from workflow.stages.frames import seal
 from workflow.stages.pipeline import refuse_missing_files, write_catalog_of
-from workflow.stages.pools import jobs_of
+from workflow.stages.pools import Pools
 from workflow.stages.samples import Asked, Wanted, complete_samples, group_size
 
 
@@ -43,20 +38,8 @@ def make_samples(run: Run, asked: Asked, members: int, notify: Notify) -> int:
     with run_lock(run.folder, seconds=run.experiment.faults.lease), telling_damage(run.folder):
         collect_orphans(run.folder)
         refuse_missing_files(run)
-        with ExitStack() as stack:
-            pool = run.experiment.cluster.analyse
-            blocks = math.ceil(members / group_size(run))
-
-            def client() -> distributed.Client:
-                opened = open_client(
-                    pool.kind,
-                    workers=pool.workers or min(cores(), blocks),
-                    jobs=jobs_of(pool),
-                    log_dir=run.folder / "logs",
-                )
-                return stack.enter_context(opened)
-
-            count = complete_samples(run, wanted, client, notify)
+        with Pools(run, math.ceil(members / group_size(run))) as pools:
+            count = complete_samples(run, wanted, pools.of("sample"), notify)
         seal(run, "sample")
         write_catalog_of(run)
     return count
