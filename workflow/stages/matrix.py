@@ -13,11 +13,9 @@ import distributed
 import numpy as np
 
 from hpc.backends import open_client
-from hpc.files import collect_orphans
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
-from hpc.lock import run_lock
-from hpc.stores import consolidate, open_store, telling_damage, write_block
+from hpc.stores import consolidate, open_store, write_block
 from workflow.config import digest
 from workflow.interfaces import UserError
 from workflow.provenance import cores
@@ -33,7 +31,6 @@ from workflow.responses.matrix_sums import (
 from workflow.responses.probes import nearest
 from workflow.runs import Notify, Run
 from workflow.stages import coordinates
-from workflow.stages.frames import seal
 from workflow.stages.matrix_sums import (
     CHUNK_BYTES,
     STAGE,
@@ -45,7 +42,7 @@ from workflow.stages.matrix_sums import (
     units,
     window_times,
 )
-from workflow.stages.pipeline import refuse_missing_files, require, write_catalog_of
+from workflow.stages.pipeline import held_for, require
 from workflow.stages.pools import jobs_of
 
 _ARRAYS_OF_DATA = 6
@@ -99,9 +96,7 @@ def make_matrix(run: Run, asked: Asked, notify: Notify, *, memory: int = MATRIX_
     """
     require(run, STAGE)
     workers = _workers(run, asked, memory)
-    with run_lock(run.folder, seconds=run.experiment.faults.lease), telling_damage(run.folder):
-        collect_orphans(run.folder)
-        refuse_missing_files(run)
+    with held_for(run, STAGE):
         with ExitStack() as stack:
             pool = run.experiment.cluster.analyse
             jobs = jobs_of(pool)
@@ -116,8 +111,6 @@ def make_matrix(run: Run, asked: Asked, notify: Notify, *, memory: int = MATRIX_
 
             complete_sums(run, asked, client, notify)
         _reduce(run, asked, notify)
-        seal(run, STAGE)
-        write_catalog_of(run)
 
 
 def bytes_needed(run: Run, asked: Asked) -> int:

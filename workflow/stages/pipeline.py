@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import distributed
@@ -75,6 +76,22 @@ def run_stages(
                     ACTIONS[stage](run, pools, notify)
                 seal(run, stage)
                 _record_wall_time(run, stage, time.perf_counter() - started)
+        write_catalog_of(run)
+
+
+@contextlib.contextmanager
+def held_for(run: Run, stage: str) -> Iterator[None]:
+    """Hold a run for a stage outside of the pipeline; what it makes is sealed and published.
+
+    Raises:
+        CorruptBlock: a file of the run is damaged.
+        RunLocked: another process works in it.
+    """
+    with run_lock(run.folder, seconds=run.experiment.faults.lease), telling_damage(run.folder):
+        collect_orphans(run.folder)
+        refuse_missing_files(run)
+        yield
+        seal(run, stage)
         write_catalog_of(run)
 
 
