@@ -104,7 +104,13 @@ class FlatGradients:
             self._open = False
 
     def mean(self, loss: Tensor) -> Tensor:
-        """Make every gradient its mean over the ranks; returns the mean of the losses."""
+        """Make every gradient its mean over the ranks; returns the mean of the losses.
+
+        Both stay on their device.
+        """
+        if self.size == 1:
+            self.stopping = self.asked
+            return loss
         if self._begun == 0:
             self._put(loss)
         while self._begun < len(self._buckets):
@@ -117,8 +123,9 @@ class FlatGradients:
         return self._extra[0].clone()
 
     def _put(self, loss: Tensor) -> None:
-        self._extra[0] = loss
-        self._extra[1] = float(self.asked)
+        if self.size > 1:
+            self._extra[0] = loss
+            self._extra[1] = float(self.asked)
 
     def _hook(self, index: int) -> Callable[[Tensor], None]:
         def ready(_: Tensor) -> None:

@@ -5,6 +5,8 @@ import json
 import pytest
 import torch
 
+from hpc.comm import SerialComm
+from hpc.gradients import FlatGradients
 from hpc.launch import launch_ranks
 from hpc.launchers import Layout
 from hpc.reduction import ordered_mean
@@ -153,3 +155,16 @@ def test_loss_curves_do_not_depend_on_the_number_of_ranks(start):
     assert curves["4"] == pytest.approx(one, rel=1e-5)
     assert curves["again"] == curves["2"]
     assert curves["restarted"] == pytest.approx(one, rel=1e-6)
+
+
+def test_one_rank_leaves_gradients_and_loss_where_they_are():
+    """On whatever device: a loss of a GPU next to numbers of the CPU would stop the training."""
+    gradients = FlatGradients(SerialComm())
+    weight = torch.nn.Parameter(torch.ones(3, device="meta"))
+    gradients.attach([weight])
+    loss = weight.sum()
+    with gradients.overlapped(loss.detach()):
+        loss.backward()
+    gradients.asked = True
+    assert gradients.mean(loss.detach()).device.type == "meta"
+    assert weight.grad.device.type == "meta" and gradients.stopping

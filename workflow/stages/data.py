@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import distributed
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from workflow.responses.probes import Statistics
 from workflow.rivals import rivals_of
 from workflow.runs import Run
 from workflow.scores.closed_form import ExactScore, Gaussian, gaussian_from
+from workflow.scores.devices import compute_device
 from workflow.scores.extrapolation import Extrapolated
 from workflow.scores.kgmm import KGMM
 from workflow.scores.neural import NeuralScore, WhitenedScore, with_parameters
@@ -216,6 +218,25 @@ def _load_estimator(folder: str, name: str, device: str, _stamp: int) -> ScoreEs
         return KGMM.from_state(content)
     learned = NeuralScore(_model(run, content).to(device))
     return Extrapolated.of(learned) if run.experiment.score.extrapolate else learned
+
+
+def scoring_device(run: Run, name: str) -> torch.device:
+    """Where this worker computes the score of an estimator: a learned one on its GPU, if any.
+
+    Closed forms cost little, and a user's own system may know no other device than the CPU.
+    """
+    device = compute_device(_worker_number())
+    learned = name == "neural" or name in run.experiment.score.rivals
+    return device if learned else torch.device("cpu")
+
+
+def _worker_number() -> int:
+    """Number of this worker among those of a machine, 0 outside of Dask."""
+    try:
+        name = str(distributed.get_worker().name)
+    except ValueError:
+        return 0
+    return int(name) if name.isdigit() else 0
 
 
 def load_model(run: Run, *, device: str = "cpu") -> WhitenedScore:

@@ -36,7 +36,7 @@ from workflow.responses.langevin import langevin_checks
 from workflow.runs import Notify, Run
 from workflow.stages.blocks import run_blocks
 from workflow.stages.budget import budget_block, budget_blocks
-from workflow.stages.data import load_channels, load_estimator, load_whitening
+from workflow.stages.data import load_channels, load_estimator, load_whitening, scoring_device
 from workflow.stages.nats import nats_block, nats_blocks
 from workflow.stages.states import (
     STAGE,
@@ -111,7 +111,7 @@ def identities_block(folder: str, name: str, group: int) -> Receipt:
     torch.set_num_threads(1)
     run = load_run(folder, Path("."))
     units, channels = units_in(run, group), load_channels(run)
-    score, mean = _in_batches(load_estimator(run, name)), load_whitening(run).mean
+    score, mean = _score(run, name), load_whitening(run).mean
     drift = _drift(run)
     parts: list[dict[str, Any]] = []
     for u, x in zip(units, load_part(run, f"states-g{group:04d}")["states"], strict=True):
@@ -136,7 +136,9 @@ def identities_block(folder: str, name: str, group: int) -> Receipt:
     return save_part(run, f"identities-{name}-g{group:04d}", content, started)
 
 
-def _in_batches(score: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+def _score(run: Run, name: str) -> Callable[[Tensor], Tensor]:
+    """The score of an estimator, a micro-batch at a time."""
+    score = load_estimator(run, name, device=str(scoring_device(run, name)))
     return lambda x: torch.cat([score(part) for part in x.split(BATCH)])
 
 
@@ -190,7 +192,7 @@ def langevin_block(folder: str, name: str) -> Receipt:
     label = "Langevin keeps the data"
     try:
         checks = langevin_checks(
-            _in_batches(load_estimator(run, name)),
+            _score(run, name),
             x[:, picked],
             fields=[field.name for field in run.saved.fields],
             homogeneous=run.saved.maps,

@@ -19,10 +19,15 @@ from workflow.interfaces import ScoreEstimator
 from workflow.loading import load_run
 from workflow.quarantine import rows_of, stand_in
 from workflow.runs import Notify, Run
-from workflow.scores.devices import compute_device
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
-from workflow.stages.data import kept, load_estimator, load_whitening, read_ensemble
+from workflow.stages.data import (
+    kept,
+    load_estimator,
+    load_whitening,
+    read_ensemble,
+    scoring_device,
+)
 from workflow.stages.growth import forget_partly_filled
 
 TOGETHER = {"cpu": 2**14, "cuda": 2**22}
@@ -91,14 +96,10 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
     block = torch.from_numpy(read_ensemble(run, members, times))
     out = rows_of(members, run.quarantined)
     x = stand_in(block, out).flatten(0, 1)
-    cuda = compute_device(_worker_number())
     files: dict[str, str] = {}
     scores: dict[str, torch.Tensor] = {}
     for index, name in enumerate(run.learned):
-        # Closed forms cost little, and a user's own system may know no other device.
-        device = (
-            cuda if name == "neural" or name in run.experiment.score.rivals else torch.device("cpu")
-        )
+        device = scoring_device(run, name)
         estimator = load_estimator(run, name, device=str(device))
         scores[name] = _score(estimator, x, device).reshape(block.shape)
         with torch.inference_mode():
@@ -137,15 +138,6 @@ def _score(estimator: ScoreEstimator, x: torch.Tensor, device: torch.device) -> 
             if batch == 1:
                 raise MachineError("out of memory on the GPU with one snapshot") from None
             batch //= 2
-
-
-def _worker_number() -> int:
-    """Number of this worker among those of a machine, 0 outside of Dask."""
-    try:
-        name = str(distributed.get_worker().name)
-    except ValueError:
-        return 0
-    return int(name) if name.isdigit() else 0
 
 
 def _errors(run: Run, scores: dict[str, torch.Tensor]) -> dict[str, Any]:
