@@ -1,4 +1,4 @@
-"""Whole runs on a GPU: every stage that a learned score takes there. Skipped where there is none."""
+"""Whole runs on a GPU: every stage that computes a learned score there. Skipped without one."""
 
 import subprocess
 import sys
