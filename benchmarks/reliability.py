@@ -56,6 +56,11 @@ def table(rows):
         cells = [name, row["tried"], row["survived"], f"{row['figure']} {row['unit']}"]
         cells += [f"{row['seconds']} s", row["load"]]
         lines.append(f"| {' | '.join(map(str, cells))} |")
+    lines += [
+        "",
+        "F18 (many blocks on 100 workers) is in `scaling.md`. F2: a worker whose driver dies while",
+        "it starts waits 300 s, as for a slow driver; those at work leave in seconds.",
+    ]
     return "\n".join(lines) + "\n"
 
 
