@@ -33,8 +33,8 @@ class Gfdt:
     def response(self, **settings: Any) -> xr.Dataset | xr.DataTree:
         """Responses with error bars; arguments as `workflow.analysis.responses_of`.
 
-        Lazy data are read block by block, in bounded memory, when this is called: labels of the
-        answer (bins, units, what error bars resample) depend on the data.
+        Of Dask data the answer is lazy: labels, units and attributes are known, and one task reads
+        the data block by block, in bounded memory, when the numbers are computed.
         """
         from workflow.analysis import responses_of
 

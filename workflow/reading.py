@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,29 +14,47 @@ from torch import Tensor
 from workflow.config import DataConfig
 from workflow.interfaces import MEMBER, TIME, System, UserError
 from workflow.recorded import EVEN, arrange, block_of, saved_of
-from workflow.responses.probes import Statistics
-from workflow.scores.closed_form import ExactScore, fit_gaussian
-from workflow.scores.kgmm import KGMM
+from workflow.responses.probes import Statistics, guarded
+from workflow.scores.closed_form import ExactScore, fit_gaussian, refuse_dense
+from workflow.scores.kgmm import KGMM, refuse_sizes
 
 Score = Callable[[Tensor], Tensor]
 ScoreLike = str | Score | xr.Dataset
+
+BATCH = 4096
+"""Snapshots that are scored together."""
 
 FIT_NUMBERS = 1 << 25
 """Most numbers of snapshots that scores are fitted to: 256 MiB in float64."""
 
 
 class Reader:
-    """Blocks of arranged data as tensors, `(member, time, field, *shape)`."""
+    """Blocks of arranged data as tensors, `(member, time, field, *shape)`; made without reading."""
 
     def __init__(self, data: xr.Dataset, config: DataConfig) -> None:
         assert config.found is not None, "written by `describe`"
-        self.data, self.found, self._names = data, config.found, config.variables
+        self.data, self.config, self.found = data, config, config.found
+        self._names = config.variables
+        self.single = all(data[name].dtype == np.float32 for name in self._names)
         self.saved = saved_of(config)
         self.members, self.times = data.sizes[MEMBER], data.sizes[TIME]
         keep = max(3, FIT_NUMBERS // max(1, self.saved.numbers * self.members))
         self._stride = max(1, -(-self.times // keep))
-        self.snapshots = self.thinned(data)
-        self.statistics = Statistics.fit(self.snapshots, homogeneous=config.homogeneous)
+
+    @property
+    def fitted_to(self) -> int:
+        """Number of `snapshots`."""
+        return self.members * len(range(0, self.times, self._stride))
+
+    @cached_property
+    def snapshots(self) -> Tensor:
+        """What scores are fitted to, `(member * time, field, *shape)`; read when first asked."""
+        return self.thinned(self.data)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Of the snapshots."""
+        return Statistics.fit(self.snapshots, homogeneous=self.saved.homogeneous)
 
     def block(self, members: range, times: range, data: xr.Dataset | None = None) -> Tensor:
         """One block, in the precision of the data.
@@ -44,15 +64,25 @@ class Reader:
         """
         part = self.data if data is None else data
         values = block_of(part, self._names, members=members, times=times)
-        single = values.dtype == np.float32
-        return torch.from_numpy(values.astype(np.float32 if single else np.float64, copy=False))
+        kind = np.float32 if values.dtype == np.float32 else np.float64
+        return torch.from_numpy(values.astype(kind, copy=False))
 
     def thinned(self, data: xr.Dataset) -> Tensor:
         """Snapshots `(member * time, field, *shape)`: all, or evenly spaced times of large data."""
         thin = data.isel({TIME: slice(0, None, self._stride)})
         times = range(thin.sizes[TIME])
-        parts = [self.block(range(m, m + 1), times, thin) for m in range(self.members)]
+        parts = [self.block(group, times, thin) for group in self.groups(most=self.members)]
         return torch.cat(parts).flatten(0, 1)
+
+    def groups(self, *, most: int) -> list[range]:
+        """Members that are read together: of one chunk where there are chunks, at most so many."""
+        chunks = self.data[self._names[0]].chunksizes.get(MEMBER, (1,) * self.members)
+        ends = np.cumsum(chunks)
+        return [
+            range(first, min(first + most, int(end)))
+            for end, size in zip(ends, chunks, strict=True)
+            for first in range(int(end) - size, int(end), most)
+        ]
 
 
 def score_of(
@@ -75,7 +105,61 @@ def score_of(
         return KGMM.fit(reader.snapshots, seed=seed), None
     if one == "exact" and system is not None:
         return ExactScore(system), None
-    raise UserError(
+    raise _no_score(one)
+
+
+def check_score(one: ScoreLike, reader: Reader, *, system: System | None) -> None:
+    """Refuse what cannot be a score of these data before any of them is read.
+
+    A function is tried on two snapshots of zeros: its shapes are seen, not its values.
+
+    Raises:
+        UserError: no such score, another shape, a snapshot too large for it or too few of them.
+    """
+    saved = reader.saved
+    if isinstance(one, xr.Dataset):
+        _given_scores(one, reader.data, reader.config)
+    elif callable(one):
+        kind = torch.float32 if reader.single else torch.float64
+        trial = torch.zeros(2, len(saved.fields), *saved.shape, dtype=kind)
+        with torch.no_grad():
+            _check_shape(guarded(one, name="the score")(trial), trial)
+    elif one == "gaussian":
+        if not saved.maps:
+            refuse_dense(saved.numbers)
+    elif one == "kgmm":
+        refuse_sizes(saved.numbers, samples=reader.fitted_to)
+    elif one == "exact" and system is not None:
+        check_score(ExactScore(system), reader, system=system)
+    else:
+        raise _no_score(one)
+
+
+def evaluated(score: Score, x: Tensor) -> Tensor:
+    """Scores of snapshots `(batch, field, *shape)`, in batches.
+
+    Raises:
+        UserError: a score of another shape, or with values that are no numbers.
+    """
+    with torch.no_grad():
+        s = torch.cat([score(part) for part in x.split(BATCH)])
+    _check_shape(s, x)
+    if not bool(torch.isfinite(s).all()):
+        raise UserError("the score has values that are no numbers; it must be finite on all data")
+    return s.to(x.dtype)
+
+
+def _check_shape(s: Any, x: Tensor) -> None:
+    if not isinstance(s, Tensor) or s.shape != x.shape:
+        what = f"shape {tuple(s.shape)}" if isinstance(s, Tensor) else f"type {type(s).__name__}"
+        raise UserError(
+            f"the score of snapshots {tuple(x.shape)} has {what}; it must be a torch tensor of "
+            "the same shape"
+        )
+
+
+def _no_score(one: object) -> UserError:
+    return UserError(
         f"score={one!r}: give 'gaussian', 'kgmm', 'exact' with a system, a function or a Dataset"
     )
 

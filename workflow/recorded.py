@@ -60,9 +60,9 @@ def find(config: DataConfig, folder: Path) -> tuple[DataConfig, dict[str, float 
 
 
 def describe(
-    raw: xr.Dataset, config: DataConfig, path: str
+    raw: xr.Dataset, config: DataConfig, path: str, *, read: bool = True
 ) -> tuple[DataConfig, dict[str, float | int | str]]:
-    """The same of an open dataset, which messages call `path`."""
+    """The same of an open dataset, which messages call `path`; values are looked at if `read`."""
     variables = config.variables or _over_time(raw, config.dims, path)
     for name in variables:
         if name not in raw.data_vars:
@@ -87,7 +87,7 @@ def describe(
         start=start,
         time_units=units,
         calendar=calendar,
-        fingerprint=_fingerprint(data, variables),
+        fingerprint=_fingerprint(data, variables) if read else "",
     )
     single = all(data[n].dtype == np.float32 for n in variables)
     ensemble = {

@@ -32,8 +32,8 @@ def scores_of(
         s(x) = grad log p(x)
 
     Dask data stay lazy: the score is fitted (to at most 256 MiB of evenly spaced snapshots) and
-    applied when the answer is computed, chunk by chunk of time and member; only coordinates and
-    the first and last snapshots are looked at before.
+    applied when the answer is computed, chunk by chunk of time and member; only coordinates are
+    looked at before.
 
     Args:
         data: as for `workflow.analysis.responses_of`.
@@ -138,7 +138,7 @@ def _described(
 ) -> tuple[xr.Dataset, DataConfig]:
     raw = data.to_dataset(name=data.name or "x") if isinstance(data, xr.DataArray) else data
     config = DataConfig(store="data", dims=dict(dims or {}), homogeneous=homogeneous)
-    config, _ = describe(raw, config, "the data")
+    config, _ = describe(raw, config, "the data", read=False)
     return raw, config
 
 

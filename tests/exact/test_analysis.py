@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import dask
 import numpy as np
 import pytest
 import torch
@@ -108,16 +109,11 @@ def test_where_places_differ_each_answers_by_itself():
     assert off(one.isel(x=[0, 2]), np.zeros((LAGS + 1, 2))) < 4
 
 
-def test_lazy_data_give_the_same_bits(many):
-    """Blocks are read in the same order whatever the chunks."""
-    eager, lazy = (d.gfdt.response(max_lag=3.0) for d in (many, many.chunk(member=5, time=333)))
-    xr.testing.assert_identical(eager, lazy)
-
-
 def test_data_read_in_several_pieces_give_the_same_numbers(many, lonely, monkeypatch):
     """How much is read at once, and how much a score is fitted to, are matters of memory."""
     whole = [d.gfdt.response(max_lag=3.0, score=score) for d in (many, lonely)]
-    monkeypatch.setattr("workflow.analysis.BLOCK_NUMBERS", 200)
+    monkeypatch.setattr("workflow.reduction.BLOCK_NUMBERS", 200)
+    monkeypatch.setattr("workflow.reduction.PIECE_NUMBERS", 100)
     for d, one in zip((many, lonely), whole, strict=True):
         again = d.gfdt.response(max_lag=3.0, score=score)
         xr.testing.assert_allclose(again, one, rtol=1e-9, atol=1e-12)
@@ -258,7 +254,7 @@ MISTAKES = {
     "a score of another shape": (
         lambda d: d,
         {"score": {"mean": lambda x: x.mean(1)}},
-        "it must be finite and of the same shape",
+        "the score of .*\\(2, 1\\) has shape \\(2,\\); it must be a torch tensor of the same shape",
     ),
     "no such score": (lambda d: d, {"score": "gausian"}, "score='gausian': give 'gaussian'"),
     "no such observable": (lambda d: d, {"observables": ["men"]}, "did you mean 'mean'"),
@@ -273,7 +269,59 @@ MISTAKES = {
         "1 of 2 places never vary, the first at flat index 1",
     ),
     "a variable that does not vary": (lambda d: d * 0, {}, "never var"),
+    "a score that fails": (
+        lambda d: d,
+        {"score": {"mine": lambda x: x @ torch.ones(7, 7)}},
+        "the score failed with RuntimeError: .*; mend the function",
+    ),
+    "a score of numpy": (lambda d: d, {"score": {"mine": lambda x: -x.numpy()}}, "type ndarray"),
+    "a score that is no number": (
+        lambda d: d,
+        {"score": {"mine": lambda x: x / 0}},
+        "the score has values that are no numbers",
+    ),
+    "no number for a lag": (lambda d: d, {"max_lag": float("nan")}, "max_lag=nan: needs a number"),
+    "members of one member": (
+        lambda d: d.isel(member=[0]),
+        {"by": "member"},
+        "by='member' with 1 member: needs 2",
+    ),
+    "no such resampling": (lambda d: d, {"by": "members"}, "by='members'; did you mean 'member'"),
+    "no such bands": (lambda d: d, {"bands": "simultanous"}, "did you mean 'simultaneous'"),
+    "no such level": (lambda d: d, {"level": 95}, "level=95: needs a probability"),
+    "a single resample": (lambda d: d, {"samples": 1}, "samples=1: an error bar needs at least 2"),
+    "nothing to watch": (lambda d: d, {"observables": []}, "no observable is given"),
+    "too many variables for kgmm": (
+        lambda d: d.expand_dims(x=9),
+        {"score": "kgmm"},
+        "the data have 9 variables a sample; kgmm needs at most 8",
+    ),
 }
+
+
+OF_VALUES = {
+    "gap inside",
+    "a place that does not vary",
+    "a variable that does not vary",
+    "a score that is no number",
+}
+"""What only the values of the data show."""
+
+
+@pytest.mark.parametrize("mistake", sorted(set(MISTAKES) - OF_VALUES))
+def test_a_mistake_in_arguments_is_told_before_lazy_data_are_read(many, mistake):
+    """When it is made, that is, and not hours later."""
+    change, settings, message = MISTAKES[mistake]
+    arguments = {"max_lag": 3.0} | settings
+    if mistake.startswith("scores"):
+        arguments["score"] = settings["score"](many)
+    data = change(many).chunk()
+    with dask.config.set(scheduler=_refuse), pytest.raises(UserError, match=message):
+        data.gfdt.response(**arguments)
+
+
+def _refuse(*_, **__):
+    raise AssertionError("read")
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -41,7 +41,7 @@ class ResponseSet:
 
     Attributes:
         channels: what was correlated.
-        sources: by estimator.
+        sources: by estimator; None where only labels are asked for.
         observables: those asked for.
         found: by observable, estimates by estimator and distances by (estimator, reference).
         lag: times since the kick.
@@ -51,7 +51,7 @@ class ResponseSet:
     """
 
     channels: Channels
-    sources: Mapping[str, Source]
+    sources: Mapping[str, Source | None]
     observables: Sequence[Observable]
     found: Mapping[str, tuple[dict[str, Estimated], dict[tuple[str, str], dict[str, Floats]]]]
     lag: Floats
@@ -67,10 +67,42 @@ def label_responses(responses: ResponseSet) -> dict[str, xr.Dataset]:
     of the responder from the kicked place on homogeneous fields, (y, x) on others. Groups have
     no dimension observable, and (shell) or (bin) for spectra and histograms.
     """
+    return _grouped(responses, _stein(responses))
+
+
+def outline(
+    channels: Channels, observables: Sequence[Observable], names: Sequence[str], *, lag_units: str
+) -> dict[str, xr.Dataset]:
+    """Datasets by group with everything but the numbers: all zero, at a single lag.
+
+    Args:
+        channels: what will be correlated.
+        observables: those asked for.
+        names: of the scores, each a reference of the others.
+        lag_units: CF units of the lag.
+    """
+    saved, lag = channels.saved, np.zeros(1)
+    found: dict[str, tuple[dict[str, Estimated], dict]] = {}
+    for one in observables:
+        trailing = [len(labels[1]) for labels in _trailing(channels, one).values()]
+        nothing = np.zeros((len(channels.perturbations), len(lag), *trailing))
+        estimates = {name: Estimated(*[nothing] * len(VARIABLES)) for name in names}
+        found[one.name] = (estimates, {})
+    responses = ResponseSet(
+        channels, dict.fromkeys(names), observables, found, lag, names, lag_units, ()
+    )
+    matrix = (len(saved.fields),) * 2 if saved.maps else (saved.numbers,) * 2
+    shape = saved.shape if saved.maps else ()
+    whole = (np.zeros((*matrix, *shape)), np.zeros((*matrix[:1], *shape), dtype=bool))
+    stein = _label_stein(responses, dict.fromkeys(names, (0.0,) * 3), dict.fromkeys(names, whole))
+    return _grouped(responses, stein)
+
+
+def _grouped(responses: ResponseSet, stein: xr.Dataset) -> dict[str, xr.Dataset]:
     kinds = [_kind(one, responses.channels) for one in responses.observables]
     root = next((kind for kind in ("maps", "numbers") if kind in kinds), kinds[0])
     chosen = [o for o, kind in zip(responses.observables, kinds, strict=True) if kind == root]
-    groups = {"": _dataset(responses, chosen).merge(_stein(responses))}
+    groups = {"": _dataset(responses, chosen).merge(stein)}
     for one in responses.observables:
         if one not in chosen:
             # No dimension of observables: it would have to be that of the root.
@@ -164,10 +196,22 @@ def _trailing(channels: Channels, one: Observable) -> dict[str, tuple]:
 
 def _stein(responses: ResponseSet) -> xr.Dataset:
     """Raw Stein matrices, unresolved numbers, and Stein errors before and after recalibration."""
-    saved, names = responses.channels.saved, list(responses.sources)
+    saved = responses.channels.saved
     shape = saved.shape if saved.maps else ()
     learned = {n: s for n, s in responses.sources.items() if isinstance(s, Learned)}
     errors = {n: _errors(s, shape, responses.spread) for n, s in learned.items()}
+    whole = {n: _whole(s, shape) for n, s in learned.items() if s.stein is not None}
+    return _label_stein(responses, errors, whole)
+
+
+def _label_stein(
+    responses: ResponseSet,
+    errors: Mapping[str, tuple[float, float, float]],
+    whole: Mapping[str, tuple[Floats, NDArray[np.bool_]]],
+) -> xr.Dataset:
+    """Of those estimators that have them, by name."""
+    saved, names = responses.channels.saved, list(responses.sources)
+    shape = saved.shape if saved.maps else ()
     nothing = (np.nan,) * 3
     variables: dict[str, tuple] = {
         key: ("estimator", np.array([errors.get(n, nothing)[i] for n in names]), {"long_name": t})
@@ -183,7 +227,6 @@ def _stein(responses: ResponseSet) -> xr.Dataset:
         )
     }
     coords: dict[str, tuple] = {"estimator": ("estimator", np.array(names))}
-    whole = {n: _whole(s, shape) for n, s in learned.items() if s.stein is not None}
     if not whole:
         return xr.Dataset(variables, coords=coords)
     first = next(iter(whole.values()))

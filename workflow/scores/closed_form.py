@@ -234,12 +234,7 @@ class DenseGaussian(_Whitening):
         if len(x) < 3:
             raise UserError(f"{len(x)} snapshots; a covariance needs at least 3, add data")
         numbers = x[0].numel()
-        if numbers > LARGEST_DENSE:
-            raise UserError(
-                f"one snapshot has {numbers} numbers; a covariance without symmetry is possible "
-                f"up to {LARGEST_DENSE}: coarsen the data, or set data.homogeneous: true if its "
-                "statistics do not depend on the place"
-            )
+        refuse_dense(numbers)
         flat = x.reshape(len(x), -1)
         mean = flat.mean(0, dtype=torch.float64)
         # Two passes: squares of deviations in units of their spread neither cancel nor overflow.
@@ -299,6 +294,16 @@ def fit_gaussian(x: Tensor, *, homogeneous: bool) -> Gaussian:
     if homogeneous and x.ndim > 2:
         return SpectralGaussian.fit(x).with_potential(x)
     return DenseGaussian.fit(x)
+
+
+def refuse_dense(numbers: int) -> None:
+    """Refuse a snapshot of too many numbers for a covariance without symmetry."""
+    if numbers > LARGEST_DENSE:
+        raise UserError(
+            f"one snapshot has {numbers} numbers; a covariance without symmetry is possible "
+            f"up to {LARGEST_DENSE}: coarsen the data, or set data.homogeneous: true if its "
+            "statistics do not depend on the place"
+        )
 
 
 def gaussian_from(state: Mapping[str, Tensor], shape: tuple[int, ...]) -> Gaussian:

@@ -253,22 +253,26 @@ def _network(layers: Sequence[tuple[Tensor, Tensor]], x: Tensor) -> Tensor:
     return x
 
 
-def _check(x: Tensor, settings: Mapping[str, float]) -> None:
-    """Refuse data and settings that cannot give a score, before any work."""
-    for name, value in settings.items():
-        if not value > 0:
-            raise UserError(f"score.{name}={value}: needs a number above 0")
-    variables = math.prod(x.shape[1:])
+def refuse_sizes(variables: int, *, samples: int) -> None:
+    """Refuse data of too many variables, or of too few samples."""
     if variables > MOST_VARIABLES:
         raise UserError(
             f"the data have {variables} variables a sample; kgmm needs at most {MOST_VARIABLES}: "
             "use score.estimator neural"
         )
-    if len(x) < FEWEST_SAMPLES:
+    if samples < FEWEST_SAMPLES:
         raise UserError(
-            f"{len(x)} samples; kgmm needs at least {FEWEST_SAMPLES}: raise ensemble.members or "
+            f"{samples} samples; kgmm needs at least {FEWEST_SAMPLES}: raise ensemble.members or "
             "ensemble.length"
         )
+
+
+def _check(x: Tensor, settings: Mapping[str, float]) -> None:
+    """Refuse data and settings that cannot give a score, before any work."""
+    for name, value in settings.items():
+        if not value > 0:
+            raise UserError(f"score.{name}={value}: needs a number above 0")
+    refuse_sizes(math.prod(x.shape[1:]), samples=len(x))
     deviation = x.reshape(len(x), -1).double().std(0)
     if not torch.isfinite(deviation).all():
         raise UserError("the data hold numbers that are not finite; kgmm needs finite data")
