@@ -68,7 +68,8 @@ def slurm_cluster():
 @pytest.fixture
 def in_process(monkeypatch, capfd):
     """The entry point in this process, with what it says and its exit code."""
-    from workflow.cli import STOPPING, main
+    from hpc.stopping import STOPPING
+    from workflow.cli import main
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["gfdt", *map(str, arguments)])

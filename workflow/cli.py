@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
+from hpc.stopping import Stopped, last_words, stop_tidily
 from workflow.cli_catalog import archive, catalog
 from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
@@ -349,32 +349,9 @@ def _tell_problems(problems: list[Problem], lines: list[str], as_json: bool, qui
     tell(found, lines, as_json, quiet)
 
 
-class Stopped(BaseException):
-    """A signal asked this process to stop; passes through everything that tidies up.
-
-    Attributes:
-        number: the signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-def _stop(number: int, _frame: Any) -> None:
-    for each in STOPPING:
-        signal.signal(each, signal.SIG_DFL)  # a second one does not wait for tidiness
-    raise Stopped(number)
-
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
-"""What Ctrl-C and batch systems send."""
-
-
 def main() -> None:
     """Entry point; turns errors of the user and of the machine into a line and an exit code."""
-    for number in STOPPING:
-        signal.signal(number, _stop)
+    stop_tidily()
     try:
         app()
     except (UserError, MachineError) as error:
@@ -382,8 +359,8 @@ def main() -> None:
     except OSError as error:
         _leave(f"{error}; mend that and run the same command again", TRY_AGAIN)
     except Stopped as stopped:
-        name = signal.Signals(stopped.number).name
-        _leave(f"stopped by {name}; the same command continues", 128 + stopped.number)
+        print(last_words(stopped.number), file=sys.stderr)
+        sys.exit(128 + stopped.number)
 
 
 def _leave(message: str, code: int) -> None:

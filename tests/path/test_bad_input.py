@@ -19,7 +19,7 @@ from hpc.catalog import read_catalog
 from hpc.errors import StoreError
 from hpc.launchers import find_mpiexec
 from hpc.lock import run_lock
-from workflow.cli import STOPPING
+from hpc.stopping import STOPPING
 from workflow.interfaces import UserError
 from workflow.loading import load_run
 from workflow.opening import open_run

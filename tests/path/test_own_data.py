@@ -15,7 +15,8 @@ import pytest
 import xarray as xr
 
 import workflow  # noqa: F401  registers the accessor
-from workflow.cli import STOPPING, main
+from hpc.stopping import STOPPING
+from workflow.cli import main
 from workflow.loading import load_run
 from workflow.opening import open_run
 from workflow.stages.forecast import forecast
