@@ -50,8 +50,8 @@ def responses_of(
 
     Args:
         data: one or several variables of the same dims: a time, perhaps members, up to two of
-            space. Dask data give an answer of Dask arrays; its one task reads them in blocks, in
-            bounded memory, when it is computed: `.load()` it before using variables one by one.
+            space. Dask data give an answer of Dask arrays: its one task reads them in blocks, in
+            bounded memory, when numbers of it are first wanted in a process.
         max_lag: longest lag, a timedelta or a number in units of the time coordinate; for dates
             those of the answer's lag: days, hours or seconds, whichever fits the time step.
         score: "gaussian", "kgmm" (up to 8 numbers a snapshot), "exact" (with `system`), a

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,20 +21,39 @@ def deferred(asked: Reduction) -> dict[str, xr.Dataset]:
     """
     import dask
 
-    whole = dask.delayed(_numbers, pure=False)(_Closed(asked))
+    whole = dask.delayed(_numbers, pure=False)(_Once(asked))
     return {name: _labelled(one, name, whole, asked) for name, one in asked.outline().items()}
 
 
-class _Closed:
-    """What Dask must not look into."""
+class _Once:
+    """A reduction that Dask cannot look into, and its numbers once this process has made them.
+
+    Whoever looks at one variable after the other must not read all the data for each.
+    """
 
     def __init__(self, asked: Reduction) -> None:
-        self.asked = asked
+        self._asked, self._lock = asked, threading.Lock()
+        self._found: Mapping[tuple[str, str], np.ndarray] | None = None
+
+    def __reduce__(self) -> tuple[type[_Once], tuple[Reduction]]:
+        return type(self), (self._asked,)
+
+    def numbers(self) -> Mapping[tuple[str, str], np.ndarray]:
+        """By group and variable."""
+        with self._lock:
+            if self._found is None:
+                asked = replace(self._asked, reader=self._asked.reader.unread())
+                groups = asked.answer()
+                self._found = {
+                    (group, str(name)): v.values
+                    for group, one in groups.items()
+                    for name, v in one.data_vars.items()
+                }
+            return self._found
 
 
-def _numbers(closed: _Closed) -> Mapping[tuple[str, str], np.ndarray]:
-    groups = closed.asked.answer()
-    return {(g, str(n)): v.values for g, one in groups.items() for n, v in one.data_vars.items()}
+def _numbers(once: _Once) -> Mapping[tuple[str, str], np.ndarray]:
+    return once.numbers()
 
 
 def _labelled(one: xr.Dataset, group: str, whole: Any, asked: Reduction) -> xr.Dataset:

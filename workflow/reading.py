@@ -41,6 +41,10 @@ class Reader:
         keep = max(3, FIT_NUMBERS // max(1, self.saved.numbers * self.members))
         self._stride = max(1, -(-self.times // keep))
 
+    def unread(self) -> Reader:
+        """The same without what has been read: what it reads goes when it goes."""
+        return Reader(self.data, self.config)
+
     @property
     def fitted_to(self) -> int:
         """Number of `snapshots`."""

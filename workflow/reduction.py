@@ -113,8 +113,7 @@ class Reduction:
         """The answer without its numbers, at one lag; reads the data only for bins of theirs."""
         known = None
         if labelled_by_data(self.observables):
-            # A reader of its own: the snapshots must not stay with what is computed later.
-            known = Reader(self.reader.data, self.reader.config).statistics
+            known = self.reader.unread().statistics
         asked = build_observables(self.observables, self.reader.saved, known)
         channels = Channels.of(self.reader.saved, asked, self.perturbations)
         units = time_unit(self.reader.found)

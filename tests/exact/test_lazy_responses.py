@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
+import cloudpickle
 import dask
 import matplotlib
 import numpy as np
@@ -150,10 +152,23 @@ def test_a_lazy_answer_is_drawn_like_another(plane):
     lazy, eager = (d.gfdt.response(**SETTINGS) for d in (reads.data, plane))
     curves = [one.gfdt.plot.response(dx=1).get_lines()[0].get_ydata() for one in (lazy, eager)]
     np.testing.assert_array_equal(*curves)
-    assert set(reads.count.values()) == {2}
     maps = [one.gfdt.plot.map(lag=1).collections[0].get_array() for one in (lazy, eager)]
     np.testing.assert_array_equal(*maps)
     matplotlib.pyplot.close("all")
+    assert set(reads.count.values()) == {2}
+
+
+def test_variables_looked_at_one_by_one_read_the_data_once(plane):
+    """Also from other threads; in another process the data are read again, and no more is sent."""
+    reads = Reads(plane)
+    lazy = reads.data.gfdt.response(**SETTINGS)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda v: v.compute(), lazy.data_vars.values()))
+    assert set(reads.count.values()) == {2}
+    sent = len(cloudpickle.dumps(plane.chunk(CHUNKS).gfdt.response(**SETTINGS)))
+    lazy = plane.chunk(CHUNKS).gfdt.response(**SETTINGS)
+    lazy.compute()
+    assert len(cloudpickle.dumps(lazy)) < 1.1 * sent
 
 
 def test_scores_given_lazily_make_a_lazy_answer(plane):
