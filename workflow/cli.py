@@ -12,6 +12,7 @@ import typer
 
 from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
 from hpc.stopping import Stopped, last_words, stop_tidily
+from workflow import __version__
 from workflow.cli_catalog import archive, catalog
 from workflow.cli_cluster import cancel, submit
 from workflow.cli_forecast import forecast
@@ -61,6 +62,22 @@ app = typer.Typer(
 
     Completion of names in this shell: gfdt --install-completion""",
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        print(f"gfdt-workflow {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _begin(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_tell_version, is_eager=True, help="print the version"),
+    ] = False,
+) -> None:
+    pass
 
 
 def _go(
@@ -353,7 +370,7 @@ def main() -> None:
     """Entry point; turns errors of the user and of the machine into a line and an exit code."""
     stop_tidily()
     try:
-        app()
+        app(prog_name="gfdt")
     except (UserError, MachineError) as error:
         _leave(str(error), error.exit_code)
     except OSError as error:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import typer
 import xarray as xr
 
+import workflow
 from hpc.dashboard import FILE, address_of, dashboard
 from hpc.files import atomic_write_json
 from workflow.cli import app
 from workflow.status_view import lines
+
+
+ROOT = Path(__file__).parents[2]
 
 
 def commands():
@@ -50,6 +55,12 @@ def test_there_is_nothing_but_these_commands():
         *("forecast matrix sample verify repair doctor archive init").split(),
         *(f"catalog {word}" for word in ("ls", "show", "add", "rm", "esm")),
     }
+
+
+def test_the_version_is_told(in_process):
+    told = in_process("--version")
+    assert (told.returncode, told.stdout) == (0, f"gfdt-workflow {workflow.__version__}\n")
+    assert f'version = "{workflow.__version__}"' in (ROOT / "pyproject.toml").read_text()
 
 
 @pytest.mark.parametrize(
