@@ -58,8 +58,7 @@ def table(rows):
         lines.append(f"| {' | '.join(map(str, cells))} |")
     lines += [
         "",
-        "F18 (many blocks on 100 workers) is in `scaling.md`. F2: a worker whose driver dies while",
-        "it starts waits 300 s, as for a slow driver; those at work leave in seconds.",
+        "F18 (many blocks on 100 workers) is in `scaling.md`.",
     ]
     return "\n".join(lines) + "\n"
 
