@@ -17,7 +17,6 @@ from hpc.files import atomic_write_json
 from workflow.cli import app
 from workflow.status_view import lines
 
-
 ROOT = Path(__file__).parents[2]
 
 
