@@ -20,8 +20,9 @@ from workflow.responses.assemble import ErrorBars, assemble
 from workflow.responses.channels import Channels
 from workflow.responses.correlation import pair_counts
 from workflow.responses.labels import ResponseSet, label_responses, outline
-from workflow.responses.observables import Observable, build_observables, labelled_by_data
+from workflow.responses.observables import Observable, build_observables
 from workflow.responses.perturbations import Perturbation
+from workflow.responses.probes import parse
 from workflow.responses.resampling import (
     ENOUGH_MEMBERS,
     FEWEST_BLOCKS,
@@ -112,7 +113,7 @@ class Reduction:
     def outline(self) -> dict[str, xr.Dataset]:
         """The answer without its numbers, at one lag; reads the data only for bins of theirs."""
         known = None
-        if labelled_by_data(self.observables):
+        if _labelled_by_data(self.observables):
             known = self.reader.unread().statistics
         asked = build_observables(self.observables, self.reader.saved, known)
         channels = Channels.of(self.reader.saved, asked, self.perturbations)
@@ -235,6 +236,12 @@ class Reduction:
                         else:
                             s = known[row, at].clone()
                         yield member, own[None], s[None], part
+
+
+def _labelled_by_data(specs: Sequence[str | Mapping[str, Any]]) -> bool:
+    """True where labels depend on the data: the bins of a histogram without a range."""
+    kinds = [parse(spec, key="observables") for spec in specs]
+    return any(kind == "histogram" and "range" not in given for kind, given in kinds)
 
 
 def _split(parts: Sequence[Any], together: int) -> Iterator[Sequence[Any]]:

@@ -105,12 +105,6 @@ def build_observables(
     return found
 
 
-def labelled_by_data(specs: Sequence[str | Mapping[str, Any]]) -> bool:
-    """True where labels depend on the data: the bins of a histogram without a range."""
-    kinds = [parse(spec, key="observables") for spec in specs]
-    return any(kind == "histogram" and "range" not in given for kind, given in kinds)
-
-
 def field_observables(saved: Saved) -> list[Observable]:
     """The fields themselves, one observable each: what every recalibration needs."""
     return [_field(saved, field) for field in range(len(saved.fields))]
