@@ -137,11 +137,11 @@ def test_the_command_draws_and_tells(run, in_process):
 
 def test_a_killed_command_goes_on_to_the_same_bits(run, folder, in_process):
     """SIGKILL of `gfdt sample` between its blocks; the same command, and one that nobody killed."""
-    blocks = 10
+    blocks = 8
     killed, other = folder / "killed" / "spots", folder / "undisturbed" / "spots"
     for copy in (killed, other):
         shutil.copytree(run.folder, copy)
-    how = ("-n", blocks * MOST_MEMBERS, "--nfe", 60, "--sampler", "exponential", "--eta", 1)
+    how = ("-n", blocks * MOST_MEMBERS, "--nfe", 12, "--sampler", "exponential", "--eta", 1)
     command = [sys.executable, "-m", "workflow.cli", "sample", killed, *how, "-q"]
     ledger = load_run(killed, folder).ledger("samples")
     before = ledger.done()
