@@ -163,10 +163,14 @@ class HasExactScore(Protocol):
 
 @runtime_checkable
 class HasNoisedScore(Protocol):
-    """A system whose score is known exactly after any normal noise, too."""
+    """A system whose density and score are known exactly after any normal noise, too."""
 
     def noised_score(self, x: Tensor, covariance: Tensor) -> Tensor:
         """grad log of the density of x plus noise of a covariance `(number, number)`, like x."""
+        ...
+
+    def log_density(self, x: Tensor, covariance: Tensor) -> Tensor:
+        """log of that density, `(batch,)` in nats."""
         ...
 
 

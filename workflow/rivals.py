@@ -35,3 +35,8 @@ def rivals_of(run: Run) -> dict[str, Run]:
         )
         found[name] = Run(run.folder / RIVALS / name, experiment)
     return found
+
+
+def learned_of(run: Run) -> dict[str, Run]:
+    """Runs whose scores are learned step by step, by estimator: the run itself, then its rivals."""
+    return ({"neural": run} if "neural" in run.trained else {}) | rivals_of(run)

@@ -104,9 +104,7 @@ def _members(found: Found) -> Table:
 
 
 def _stages(found: Found) -> list[tuple[str, Mapping[str, int]]]:
-    order = ("simulate", "train", "evaluate", "respond", "checks", "direct")
-    known = [(stage, found["stages"][stage]) for stage in order if stage in found["stages"]]
-    return known
+    return list(found["stages"].items())
 
 
 def _open(found: Found) -> list[str]:
@@ -125,17 +123,9 @@ def _facts(found: Found) -> list[tuple[str, str]]:
     if found["groups"] and "simulate" in _open(found):
         low, high, of = min(found["groups"]), max(found["groups"]), found["group_blocks"]
         facts.append(("members", f"{len(found['groups'])} groups: {low} to {high} of {of} blocks"))
-    training = found["training"]
-    if training is not None and training["losses"]:
-        test = training["test_loss"]
-        facts.append(
-            (
-                "training",
-                f"step {training['step']}, loss {training['losses'][-1]:.4g} "
-                + (f"(held out {test:.4g}) " if test is not None else "")
-                + sparkline(training["losses"]),
-            )
-        )
+    trainings = {"training": found["training"]}
+    trainings |= {f"training {name}": one for name, one in found["rivals"].items()}
+    facts += [(word, _training(one)) for word, one in trainings.items() if one and one["losses"]]
     if found["rate"] is not None and _alive(found):
         rate = found["rate"]
         left = duration(rate["seconds_left"])
@@ -152,10 +142,17 @@ def _facts(found: Found) -> list[tuple[str, str]]:
     facts += _who(found)
     facts.append(("report", found["report"] or "not yet"))
     if not found["finished"] and not _alive(found):
-        submitted = any(job["role"] not in ("worker", "train") for job in found["jobs"])
-        again = "gfdt submit" if submitted else "gfdt run"
+        drivers = {job["role"].split(" ")[0] for job in found["jobs"]} - {"worker", "train"}
+        again = "gfdt submit" if drivers else "gfdt run"
         facts.append(("next", f"nobody works on it; continue with: {again} {found['name']}"))
     return facts
+
+
+def _training(one: Mapping[str, Any]) -> str:
+    test = one["test_loss"]
+    held_out = f"(held out {test:.4g}) " if test is not None else ""
+    losses = one["losses"]
+    return f"step {one['step']}, loss {losses[-1]:.4g} {held_out}{sparkline(losses)}"
 
 
 def _who(found: Found) -> list[tuple[str, str]]:

@@ -85,6 +85,7 @@ def numbers(sigma, known):
     return {
         "estimators": {"neural": {"stein_error_raw": 0.01, "against": {}}},
         "path_kl": {
+            "of": "score",
             "band": [0.0, 20.0],
             "noise_in": "standard deviations",
             "snapshots": 64,

@@ -2,6 +2,7 @@
 
 import json
 
+import distributed
 import pytest
 import yaml
 
@@ -25,11 +26,11 @@ SMALL = {
 }
 
 
-def finished(folder, content=SMALL):
+def finished(folder, content=SMALL, client=None):
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(content))
     run = open_run(str(path), folder)
-    run_stages(run, STAGES, command="test", notify=lambda *_: None)
+    run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
     return run
 
 
@@ -81,6 +82,34 @@ def test_the_page_tells_of_both(run):
     assert "nats of path KL are left to the exact score" in page
     assert "Error budget of samples" in page
     assert (run.folder / "report" / "nats.png").is_file()
+
+
+JUMPS = SMALL | {
+    "name": "jumps",
+    "system": {"kind": "scalar", "noise": {"jumps": {"rate": 0.5, "scale": 1.5}}},
+    "ensemble": {"members": 24, "spinup": 5.0, "length": 40.0, "save_every": 0.5},
+    "score": SMALL["score"] | {"process": {"kind": "jump", "sigma_max": 20.0}},
+    "response": {"estimators": ["neural", "gaussian", "exact"], "max_lag": 2.0},
+}
+
+
+def test_a_score_that_takes_jumps_off_has_nats_too(tmp_path):
+    """Of the generalized score, beside the exact one of a variable that jumps."""
+    local = {"processes": False, "n_workers": 1, "threads_per_worker": 1}
+    with distributed.Client(**local, dashboard_address=":0") as client:
+        run = finished(tmp_path, JUMPS, client)
+    summary = json.loads((run.folder / "report" / "summary.json").read_text())
+    found = summary["path_kl"]
+    assert (found["of"], found["band"]) == ("generalized score", [0.0, 20.0])
+    assert 0 < found["prior_mismatch"] < 0.1
+    one, gaussian = found["estimators"]["neural"], found["estimators"]["gaussian"]
+    error = one["gain_standard_error"] + one["left_standard_error"]
+    assert one["gain"] + one["left"] == pytest.approx(gaussian["left"], abs=4 * error)
+    assert one["left"] < gaussian["left"] - 4 * gaussian["left_standard_error"]
+    assert found["estimators"]["exact"]["gain"] > one["gain"] > 4 * one["gain_standard_error"]
+    page = (run.folder / "report" / "index.html").read_text()
+    assert "Taking noise and jumps up to" in page and "jump_reverse at eta 1 makes of it" in page
+    assert (run.folder / "report" / "nats.png").is_file() and not summary["error_budget"]
 
 
 def test_parts_that_were_lost_are_made_again_to_the_same_number(run, summary):

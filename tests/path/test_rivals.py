@@ -9,12 +9,21 @@ import torch
 import xarray as xr
 import yaml
 
+from hpc import jobs, slurm
+from hpc.ledger import Receipt
 from workflow.interfaces import UserError
 from workflow.opening import open_run
 from workflow.rivals import rivals_of
 from workflow.stages.data import load_estimator
+from workflow.stages.frames import lay_down
 from workflow.stages.health import verify
+from workflow.stages.jobs import plan_jobs
 from workflow.stages.pipeline import STAGES, run_stages
+from workflow.stages.plan import plan
+from workflow.stages.planned_job import followed_train_job
+from workflow.stages.status import status
+from workflow.stages.submit import own_jobs
+from workflow.status_view import lines
 
 torch.set_num_threads(1)
 
@@ -104,6 +113,83 @@ def test_changed_and_damaged_rivals_are_made_again_and_nothing_else(run):
     after = {p: p.read_bytes() for p in run.folder.rglob("neural.pt")}
     assert {p.parent.parent.name for p in before if before[p] != after[p]} == {"edm"}
     assert verify(changed) == []
+
+
+def test_the_plan_counts_rivals(tmp_path, in_process):
+    """Steps of every score, and the samples of those that are sampled; nothing is written."""
+    found = plan(opened(tmp_path))
+    assert found["training_steps"] == {"neural": 150, "ve": 150, "edm": 150}
+    assert found["samples_bytes"] == 2 * 256 * 4
+    told = in_process("plan", tmp_path / "jumps.yaml", "--runs", tmp_path)
+    assert "training steps                   {'neural': 150, 'edm': 150, 've': 150}" in told.stdout
+    assert not (tmp_path / "jumps").exists()
+
+
+def test_the_status_follows_rivals(run, tmp_path):
+    """Before, while one learns, and after: progress, pace, losses, cost."""
+    young = opened(tmp_path)
+    lay_down(young, command="test")
+    found = status(young)
+    stages = ["simulate", "train", "train edm", "train ve", "evaluate", "respond"]
+    assert list(found["stages"]) == stages
+    assert found["stages"]["train edm"] == {"done": 0, "blocks": 150}
+    rival = rivals_of(young)["edm"]
+    for number in range(found["stages"]["simulate"]["blocks"]):
+        young.ledger("simulate").record(Receipt(f"ensemble-g0000-{number:05d}", {}))
+    for block in ("neural", "step-00000150"):
+        young.ledger("train").record(Receipt(block, {}))
+    steps = [{"step": s, "loss": 1 / s, "seconds": s / 5} for s in (10, 20, 60)]
+    (rival.folder / "logs").mkdir(parents=True)
+    (rival.folder / "logs" / "train.log").write_text("".join(f"{json.dumps(s)}\n" for s in steps))
+    rival.ledger("train").record(Receipt("step-00000050", {}))
+    found = status(young)
+    assert found["stages"]["train edm"]["done"] == 50
+    assert found["rate"] == {"stage": "train edm", "per_second": 5.0, "seconds_left": 18}
+    assert found["core_hours"]["train edm"] == pytest.approx(12 / 3600, abs=1e-4)
+    told = "\n".join(lines(found))
+    assert "train edm        50 of 150" in told and "training edm step 60, loss 0.01667" in told
+    done = status(run)
+    assert done["finished"] and {"train ve", "train edm", "samples ve"} <= set(done["core_hours"])
+    assert done["rivals"]["edm"]["step"] == 150
+    assert all(one["done"] == one["blocks"] for one in done["stages"].values())
+
+
+def test_a_run_is_not_finished_before_its_rivals_are(run):
+    """Nor is its training left out of a chain of jobs."""
+    ledger = rivals_of(run)["ve"].ledger("train")
+    receipt = ledger.load("neural")
+    assert [job.title for job in plan_jobs(run)] == ["analyse"]
+    ledger.drop("neural")
+    try:
+        steps = rivals_of(run)["ve"].trained_steps
+        assert status(run)["stages"]["train ve"] == {"done": steps, "blocks": 150}
+        assert [job.title for job in plan_jobs(run)] == ["train", "analyse"]
+    finally:
+        ledger.record(receipt)
+
+
+def test_cancelling_takes_the_jobs_of_rivals_too(slurm_cluster, tmp_path, in_process):
+    """The training job of a rival is seen by status, refuses a second chain, and is cancelled."""
+    run = opened(tmp_path, "cluster.train.kind=slurm", "cluster.train.walltime=10m")
+    lay_down(run, command="test")
+    rival = rivals_of(run)["ve"]
+    lay_down(rival, command="test")
+    planned = followed_train_job(rival)
+    script = rival.folder / "train.sbatch"
+    script.write_text(planned.script)
+    planned.spec.log.parent.mkdir(parents=True)
+    job = slurm.submit(script, ["--begin=now+1hour"])
+    jobs.record(rival.folder, job, planned.role)
+    (seen,) = status(run)["jobs"]
+    assert (seen["id"], seen["role"], seen["state"]) == (job, "train ve", "PENDING")
+    assert f"job {job}" in (text := "\n".join(lines(status(run)))) and "train ve PENDING" in text
+    again = in_process("submit", tmp_path / "jumps.yaml", "--runs", tmp_path)
+    assert again.returncode == 75 and f"{job} (train ve, PENDING)" in again.stderr
+    told = in_process("cancel", run.folder, "--json")
+    assert json.loads(told.stdout)["cancelled"] == [
+        {"id": job, "role": "train ve", "state": "PENDING"}
+    ]
+    assert own_jobs(run) == []
 
 
 @pytest.mark.parametrize(

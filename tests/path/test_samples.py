@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
 import xarray as xr
 import yaml
 
+from workflow.loading import load_run
 from workflow.opening import open_run
 from workflow.stages.health import verify
 from workflow.stages.pipeline import run_stages
@@ -37,6 +45,7 @@ EXPERIMENT = {
 MANY = 2 * MOST_MEMBERS + 100
 """Samples in three blocks."""
 SILENT = {"notify": lambda *_: None}
+PATIENCE = 240
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +133,42 @@ def test_the_command_draws_and_tells(run, in_process):
     found = json.loads(done.stdout)
     assert (found["members"], found["sampler"], found["nfe"]) == (30, "exponential", 7)
     assert drawn(run).eta == 1
+
+
+def test_a_killed_command_goes_on_to_the_same_bits(run, folder, in_process):
+    """SIGKILL of `gfdt sample` between its blocks; the same command, and one that nobody killed."""
+    blocks = 8
+    killed, other = folder / "killed" / "spots", folder / "undisturbed" / "spots"
+    for copy in (killed, other):
+        shutil.copytree(run.folder, copy)
+    how = ("-n", blocks * MOST_MEMBERS, "--nfe", 12, "--sampler", "exponential", "--eta", 1)
+    command = [sys.executable, "-m", "workflow.cli", "sample", killed, *how, "-q"]
+    ledger = load_run(killed, folder).ledger("samples")
+    before = ledger.done()
+    started = subprocess.Popen(list(map(str, command)), start_new_session=True)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while not ledger.done() - before:
+            assert started.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        os.kill(started.pid, signal.SIGKILL)
+        assert started.wait() == -signal.SIGKILL
+        kept = {name: ledger.load(name) for name in ledger.done() - before}
+        assert 0 < len(kept) < blocks
+        again = in_process("sample", killed, *how, "-q")
+        assert again.returncode == 0, again.stderr
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+    assert len(ledger.done()) == blocks
+    assert {name: ledger.load(name) for name in kept} == kept  # none was made twice
+    assert in_process("sample", other, *how, "-q").returncode == 0
+    assert files(killed / "samples.zarr") == files(other / "samples.zarr")
+    assert verify(load_run(killed, folder)) == []
+
+
+def files(store):
+    return {str(p.relative_to(store)): p.read_bytes() for p in store.rglob("*") if p.is_file()}
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,19 @@ class JumpLaw:
 
         with B_n the probability of n jumps of `rate`; a / (1 - a) + w for rate 1.
         """
+        above, below = self._log_sums(s, w)
+        return (above - below).exp()
+
+    def log_clock(self, s: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """log of the density of the clock, and of that after one more jump, at w > 0.
+
+        The clock is 0 with probability exp(-rate s) besides.
+        """
+        above, below = self._log_sums(s, w)
+        return below - w, above - w
+
+    def _log_sums(self, s: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        """log of the sums over numbers of jumps in `clock_ratio`."""
         rate = self.whole_rate()
         n = torch.arange(rate + 1, dtype=s.dtype, device=s.device)
         n = n.reshape(-1, *[1] * max(s.ndim, w.ndim))
@@ -103,7 +116,7 @@ class JumpLaw:
         log_w = torch.where(w > 0, w, 1).log()
         above = log_b + n * log_w - torch.lgamma(n + 1)
         below = log_b[1:] + (n[1:] - 1) * log_w - torch.lgamma(n[1:])
-        return (above.logsumexp(0) - below.logsumexp(0)).exp()
+        return above.logsumexp(0), below.logsumexp(0)
 
     def whole_rate(self) -> int:
         """The rate as a whole number.

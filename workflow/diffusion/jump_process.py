@@ -106,7 +106,7 @@ class Jump:
             1 + level**2, state
         )
         *score, flow = terms.chunk(len(self.heads), dim=1)
-        return torch.cat([*score, along(self._pull(level), state) * flow], dim=1)
+        return torch.cat([*score, along(self.pull(level), state) * flow], dim=1)
 
     def score(self, answers: Answers, x: Tensor, level: Tensor) -> Tensor:
         """The first head."""
@@ -118,8 +118,8 @@ class Jump:
         """G_y: the last head."""
         return answers(y, level).chunk(len(self.heads), dim=1)[-1]
 
-    def _pull(self, level: Tensor) -> Tensor:
-        """T / (2 a)."""
+    def pull(self, level: Tensor) -> Tensor:
+        """T / (2 a), the unit of G_y in which it is the score if there are no jumps."""
         return 0.5 * (self.variance + level**2)
 
     def _weights(self, level: Tensor, x: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ class Jump:
         of order one.
         """
         share = level**2 / (self.variance + level**2)  # 1 - a
-        flow = share * ((1 + level**2) / self._pull(level)) ** 2
+        flow = share * ((1 + level**2) / self.pull(level)) ** 2
         if not self.gaussian:
             return along(flow, x)
         parts = (along(w, x) for w in (1 + level**2, flow))

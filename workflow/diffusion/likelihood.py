@@ -11,6 +11,7 @@ Source: Song et al. 2021 (score SDE); Kingma et al. 2021; Premkumar 2023 (arXiv:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -61,6 +62,7 @@ def log_density(
     steps: int,
     probes: Tensor | None = None,
     spread: float = 1.0,
+    prior: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """log p of the probability-flow ODE at x, `(batch,)` in nats.
 
@@ -75,6 +77,7 @@ def log_density(
         steps: of the integration; four scores each.
         probes: as in `action.divergence`; without them one derivative for each number of x.
         spread: as in `elbo`.
+        prior: log pi of states at t_max, `(batch,)`; by default that of `spread`.
     """
     times = noise_grid(schedule, 2 * steps)
     u, gained = x / float(schedule.scale(times[0])), x.new_zeros(len(x))
@@ -96,9 +99,13 @@ def log_density(
         u = u + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
         gained = gained + h / 6 * (l1 + 2 * l2 + 2 * l3 + l4)
     a, numbers = float(schedule.scale(times[-1])), x[0].numel()
-    square = (a * u).double().square().flatten(1).sum(1)
     stretched = numbers * math.log(a / float(schedule.scale(times[0])))
-    return _normal(square, numbers, prior_variance(schedule, spread)) + gained.double() + stretched
+    if prior is None:
+        square = (a * u).double().square().flatten(1).sum(1)
+        begun = _normal(square, numbers, prior_variance(schedule, spread))
+    else:
+        begun = prior(a * u)
+    return begun + gained.double() + stretched
 
 
 def reverse(

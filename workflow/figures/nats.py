@@ -19,6 +19,9 @@ LOWEST = 1e-4
 ERRORS = 2.0
 """Standard errors on either side of a band."""
 
+NOISE = {"score": "all noise", "generalized score": "all noise and jumps"}
+"""What is taken off, by what a path KL is of."""
+
 Numbers = Mapping[str, Any]
 
 
@@ -104,9 +107,10 @@ def _caption(found: Numbers, key: str) -> str:
             if what in one and (what == "left" or key != "left"):
                 nats = with_error(one[what], one[f"{what}_standard_error"])
                 told.append(f"{name} {nats} nats {words}")
+    noise = NOISE[found.get("of", "score")]
     text = (
-        f"Path KL of taking off all noise up to σ = {found['band'][1]:.3g} ({found['noise_in']}), "
-        f"on {found['snapshots']} held-out snapshots: {', '.join(told)}."
+        f"Path KL of taking off {noise} up to σ = {found['band'][1]:.3g} ({found['noise_in']}), on "
+        f"{found['snapshots']} held-out snapshots: {', '.join(told)}."
     )
     if key:
         text += " Bands: two standard errors. The area under a curve is its nats."

@@ -292,9 +292,12 @@ def _nats(summary: Numbers) -> str:
     if not neural:
         return ""
     gain = with_error(neural["gain"], neural["gain_standard_error"])
+    jumps = found.get("of") == "generalized score"
     text = (
-        f"Taking noise up to σ = {number(found['band'][1])} ({found['noise_in']}) off held-out "
-        f"data, the learned score is {gain} nats a snapshot better than the Gaussian one"
+        f"Taking noise {'and jumps ' if jumps else ''}up to σ = {number(found['band'][1])} "
+        f"({found['noise_in']}) off held-out data, the learned "
+        f"{'generalized ' if jumps else ''}score is {gain} nats a snapshot better than "
+        f"{'that of Gaussian data' if jumps else 'the Gaussian one'}"
     )
     exact = found["estimators"].get("exact")
     if exact:
@@ -304,7 +307,8 @@ def _nats(summary: Numbers) -> str:
         text += f"; {left} nats of path KL are left to the exact score"
     if "left" in neural and "prior_mismatch" in found:
         most = number(neural["left"] + found["prior_mismatch"])
-        text += f", and no more than {most} between the data and what reverse diffusion makes of it"
+        way = "jump_reverse at eta 1" if jumps else "reverse diffusion"
+        text += f", and no more than {most} between the data and what {way} makes of it"
     return f"{text}."
 
 

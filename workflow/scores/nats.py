@@ -6,7 +6,9 @@ data, and errors count in the coordinates of the noise, J^(-1/2) (`WhitenedScore
 
     KL(S) = int d(sigma^2) / 2  E|J^(-1/2) (S - grad log p)|^2
 
-Source: `workflow.diffusion.action`, with exploding noise.
+Where the noise jumps it is the flow score H that takes it off, and errors cost T / g times as much.
+
+Source: `workflow.diffusion.action`, with exploding noise; `workflow.diffusion.jump_action`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import torch
 from torch import Tensor
 
 from workflow.diffusion.action import Exploding, ScoreAt, noise_nodes
+from workflow.diffusion.jump_action import asked, worth
+from workflow.diffusion.jump_process import Jump
 from workflow.interfaces import space_axes
 from workflow.scores.neural import WhitenedScore
 
@@ -62,7 +66,13 @@ class Band:
 
 
 def contributions(
-    scores: Mapping[str, ScoreAt], model: WhitenedScore, x: Tensor, z: Tensor, band: Band
+    scores: Mapping[str, ScoreAt],
+    model: WhitenedScore,
+    x: Tensor,
+    z: Tensor,
+    band: Band,
+    *,
+    uniform: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """What every node adds to the nats of every score, for whitened data.
 
@@ -72,6 +82,7 @@ def contributions(
         x: whitened data `(batch, field, *shape)`.
         z: standard normals `(node, batch, field, *shape)`.
         band: of noise.
+        uniform: in [0, 1), `(node, batch, uniforms of the process)` float64, where it draws any.
 
     Returns:
         `gain` `(score, node, batch)`: path KL of `gaussian` less that of the score, by the
@@ -81,12 +92,14 @@ def contributions(
     """
     names = list(scores)
     found: dict[str, list[Tensor]] = {"gain": [], "left": [], "beyond": []}
-    for level, weight, normals in zip(band.levels, band.weights, z, strict=True):
-        sigma = torch.tensor(level, dtype=torch.float64)
-        step = model.equalise(level * normals)
+    price = worth(model.process) if isinstance(model.process, Jump) else 1.0
+    draws = [None] * len(z) if uniform is None else list(uniform)
+    for level, one, normals, drawn in zip(band.levels, band.weights, z, draws, strict=True):
+        sigma, weight = torch.tensor(level, dtype=torch.float64), price * one
+        step, odd = _noise(model, x, normals, drawn, sigma)
         both = torch.cat([x + step, x - step])
         answers = {n: model.equalise(s(both, sigma)).double() for n, s in scores.items()}
-        losses = {n: _antithetic(s, normals.double(), level) for n, s in answers.items()}
+        losses = {n: _antithetic(s, odd.double()) for n, s in answers.items()}
         found["gain"].append(weight * torch.stack([losses["gaussian"] - losses[n] for n in names]))
         truth = answers.get("exact", torch.full_like(both, torch.nan))
         left = [_squares(answers[n] - truth) for n in names]
@@ -96,10 +109,19 @@ def contributions(
     return {key: torch.stack(parts, 1) for key, parts in found.items()}
 
 
-def _antithetic(s: Tensor, z: Tensor, sigma: float) -> Tensor:
+def _noise(
+    model: WhitenedScore, x: Tensor, z: Tensor, uniform: Tensor | None, sigma: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Noise added to data, and minus the score asked for there, equalised."""
+    if isinstance(model.process, Jump):
+        return asked(model.process, x, z, uniform, sigma)
+    return model.equalise(float(sigma) * z), z / float(sigma)
+
+
+def _antithetic(s: Tensor, odd: Tensor) -> Tensor:
     """`gaussian.antithetic_loss`, sum over numbers, of each pair."""
     plus, minus = s.chunk(2)
-    return _squares(s) + (z * (plus - minus)).flatten(1).sum(1) / sigma
+    return _squares(s) + (odd * (plus - minus)).flatten(1).sum(1)
 
 
 def _squares(s: Tensor) -> Tensor:

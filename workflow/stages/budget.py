@@ -30,8 +30,9 @@ from workflow.diffusion.likelihood import (
 from workflow.loading import load_run
 from workflow.runs import Run
 from workflow.scores.neural import WhitenedScore
+from workflow.scores.references import white_scores
 from workflow.stages.data import load_model, read_ensemble, read_places
-from workflow.stages.nats import TOGETHER, nats_blocks, spread_places, white_scores
+from workflow.stages.nats import TOGETHER, nats_blocks, spread_places
 from workflow.stages.states import load_part, save_part
 
 BLOCK = "budget-0000"
@@ -96,7 +97,8 @@ def budget_block(folder: str) -> Receipt:
     found["finite_sample"] = finite.plain()
     stop = early_stopping(held, schedule, unit=unit)
     found["early_stopping"] = stop.value
-    exact = white_scores(run, model, model.whitening).get("exact")
+    system = None if run.experiment.data else run.system
+    exact = white_scores(model, model.whitening, system).get("exact")
     few, many = FOLLOWED
     first = start[: min(many, max(few, FOLLOWED_NUMBERS // run.saved.numbers))]
     followed = moved(score, first, schedule, steps=STEPS, eta=1.0, generator=generator, exact=exact)

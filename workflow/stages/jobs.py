@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from hpc.slurm_pool import planned_worker
 from workflow.machines import JobConfig, PoolConfig
+from workflow.rivals import learned_of
 from workflow.runs import Run
 from workflow.sites import SLURM
 from workflow.stages.pipeline import expected_blocks
@@ -44,7 +45,7 @@ def plan_jobs(
         found.append(
             _driver_job(run, "stage:simulate", "simulate", "simulate", pools, templates, where)
         )
-    if "neural" in run.trained and not run.is_trained:
+    if not all(one.is_trained for one in learned_of(run).values()):
         found.append(train_job(run, templates, where))
     pools = [cluster.analyse, *([cluster.simulate] if _has_pairs(run) else [])]
     return [
@@ -81,7 +82,7 @@ def _pools(run: Run) -> list[PoolConfig]:
     """All that a driver of the whole run may have to be, ranks beside it included."""
     cluster, train = run.experiment.cluster, run.experiment.cluster.train
     pools = [cluster.simulate, cluster.analyse]
-    if train.kind == "local" and "neural" in run.trained:
+    if train.kind == "local" and learned_of(run):
         cores = run.experiment.score.train.ranks * train.threads
         pools.append(PoolConfig(cores=cores, memory=train.memory))
     return pools

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor
 
 from hpc.ledger import Receipt
-from workflow.diffusion.action import Exploding, Nats, ScoreAt
-from workflow.diffusion.likelihood import prior_mismatch
-from workflow.interfaces import HasExactScore, HasNoisedScore, Part, System
+from workflow.diffusion import build_process, jump_action, likelihood
+from workflow.diffusion.action import Exploding, Nats
+from workflow.diffusion.jump_process import Jump
+from workflow.interfaces import ForwardProcess, Part
 from workflow.loading import load_run
 from workflow.runs import Run
-from workflow.scores.closed_form import Gaussian
 from workflow.scores.devices import compute_device
 from workflow.scores.nats import Band, contributions
-from workflow.scores.neural import WhitenedScore
+from workflow.scores.references import is_known, white_scores
 from workflow.stages.data import (
     load_model,
     load_whitening,
@@ -48,17 +48,19 @@ TOGETHER = 1 << 14
 """Numbers of the snapshots that a network sees at once."""
 STREAM = 2**33
 """Philox counter word of this noise, apart from those of training and simulation."""
-NOISES = ("edm", "ve", "vp", "phase_bridge")
-"""Processes whose levels are those of normal noise."""
-SMALL = 0.1
-"""Largest noise at which the exact score of clean data may stand for that of noised ones."""
+JUMPS = STREAM + 1
+"""That of its clocks."""
 
 
 def nats_blocks(run: Run) -> dict[str, tuple]:
-    """Arguments of every part; none where no score of normal noise was learned."""
-    if "neural" not in run.learned or run.experiment.score.process.kind not in NOISES:
+    """Arguments of every part; none where no score was learned, or of jumps alone."""
+    if "neural" not in run.learned or "score" not in _process(run).heads:
         return {}
     return {f"nats-{part:04d}": (part,) for part in range(PARTS)}
+
+
+def _process(run: Run) -> ForwardProcess:
+    return build_process(run.experiment.score.process)
 
 
 def spread_places(
@@ -95,18 +97,22 @@ def nats_block(folder: str, part: int) -> Receipt:
     model = load_model(run, device=str(device))
     process, whitening = model.process, load_whitening(run)
     band = Band.of(process.sigma_min, process.sigma_max)
-    schedule = Exploding(process.sigma_min, process.sigma_max)
-    scores = white_scores(run, model, whitening)
+    system = None if run.experiment.data else run.system
+    scores = white_scores(model, whitening, system)
     found: dict[str, list[Tensor]] = {}
     for batch in _batches(mine, max(1, TOGETHER // run.saved.numbers)):
         x = read_places(run, [places[i] for i in batch], partial(read_ensemble, run))
         white = whitening.whiten(x).float()
         z = torch.stack([_normals(run, i, (len(band.levels), *x.shape[1:])) for i in batch], 1)
+        drawn = [_uniforms(run, i, (len(band.levels), process.uniforms)) for i in batch]
+        uniform = torch.stack(drawn, 1).to(device) if process.uniforms else None
         with torch.no_grad():
-            parts = contributions(scores, model, white.to(device), z.to(device), band)
+            parts = contributions(
+                scores, model, white.to(device), z.to(device), band, uniform=uniform
+            )
         for key, values in parts.items():
             found.setdefault(key, []).append(values.cpu())
-        found.setdefault("mismatch", []).append(prior_mismatch(white, schedule))
+        found.setdefault("mismatch", []).append(_prior_mismatch(white, process))
     content = {key: torch.cat(values, -1) for key, values in found.items() if key != "beyond"}
     content["beyond"] = torch.stack(found["beyond"]).sum(0)
     return save_part(run, f"nats-{part:04d}", content, started)
@@ -123,51 +129,29 @@ def _normals(run: Run, place: int, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(np.random.Generator(bits).standard_normal(shape, dtype=np.float32))
 
 
-def _names(run: Run, sigma_max: float) -> list[str]:
-    known = run.experiment.data is None and (
-        isinstance(run.system, HasNoisedScore)
-        or (isinstance(run.system, HasExactScore) and sigma_max <= SMALL)
-    )
+def _uniforms(run: Run, place: int, shape: tuple[int, ...]) -> Tensor:
+    """The same for the clocks of jumps."""
+    bits = np.random.Philox(key=[run.experiment.seed, place], counter=[0, 0, JUMPS, 0])
+    return torch.from_numpy(np.random.Generator(bits).random(shape))
+
+
+def _prior_mismatch(white: Tensor, process: ForwardProcess) -> Tensor:
+    if isinstance(process, Jump):
+        return jump_action.prior_mismatch(white, process)
+    return likelihood.prior_mismatch(white, Exploding(process.sigma_min, process.sigma_max))
+
+
+def _names(run: Run) -> list[str]:
+    """Scores in the order of `white_scores`."""
+    known = run.experiment.data is None and is_known(_process(run), run.system)
     return ["gaussian", "neural", *(["exact"] if known else [])]
-
-
-def white_scores(run: Run, model: WhitenedScore, whitening: Gaussian) -> dict[str, ScoreAt]:
-    """Scores of whitened noised data, in the order of `_names`."""
-
-    def gaussian(x: Tensor, sigma: Tensor) -> Tensor:
-        return -x / (1 + float(sigma) ** 2)
-
-    def neural(x: Tensor, sigma: Tensor) -> Tensor:
-        return model(x, sigma.to(x).reshape(1))
-
-    found: dict[str, ScoreAt] = {"gaussian": gaussian, "neural": neural}
-    if "exact" in _names(run, model.process.sigma_max):
-        found["exact"] = _exact(run.system, whitening)
-    return found
-
-
-def _exact(system: System, whitening: Gaussian) -> ScoreAt:
-    """The exact score of whitened data; after noise, where the system knows that."""
-
-    def score(x: Tensor, sigma: Tensor) -> Tensor:
-        y = whitening.unwhiten(x.cpu().double())
-        if isinstance(system, HasNoisedScore):
-            numbers = y[0].numel()
-            rows = whitening.colour(torch.eye(numbers, dtype=y.dtype).reshape(-1, *y.shape[1:]))
-            flat = rows.reshape(numbers, numbers)
-            s = system.noised_score(y, float(sigma) ** 2 * flat.T @ flat)
-        else:
-            assert isinstance(system, HasExactScore)
-            s = system.exact_score(y)
-        return whitening.score_to_white(s).to(x)
-
-    return score
 
 
 def nats_of(run: Run) -> dict[str, Any]:
     """Path KL in nats a snapshot on held-out data, for `summary.json`; empty where none is known.
 
-    Each is a value and its standard error. `gain` is the path KL of the Gaussian score less that
+    It is that `of` the score, or of the generalized score where noise jumps. Each number is a value
+    and its standard error. `gain` is the path KL of the Gaussian score less that
     of another, `left` the path KL from the exact score, where that is known. `curve` has the same
     per e-fold of noise at the levels `sigma`; `beyond_gaussian` is the entropy that a score makes
     in every mode, by `wavenumber`, or by variable.
@@ -175,9 +159,9 @@ def nats_of(run: Run) -> dict[str, Any]:
     blocks = nats_blocks(run)
     if not blocks or not set(blocks) <= run.ledger("checks").done():
         return {}
-    process = WhitenedScore(load_whitening(run), run.experiment.score).process
+    process = _process(run)
     band = Band.of(process.sigma_min, process.sigma_max)
-    names, (places, unit) = _names(run, process.sigma_max), _places(run)
+    places, unit = _places(run)
     parts = [load_part(run, block) for block in blocks]
     gain, left, mismatch = (
         torch.cat([part[key] for part in parts], -1) for key in ("gain", "left", "mismatch")
@@ -185,6 +169,7 @@ def nats_of(run: Run) -> dict[str, Any]:
     beyond = torch.stack([part["beyond"] for part in parts]).sum(0) / len(places)
     found: dict[str, Any] = {
         "band": [0.0, process.sigma_max],
+        "of": process.heads[-1].replace("_", " "),
         "noise_in": "scale of variation of the score" if process.narrow else "standard deviations",
         "snapshots": len(places),
         "independent": len(places) // unit,
@@ -197,7 +182,7 @@ def nats_of(run: Run) -> dict[str, Any]:
     if process.sigma_max > 1:  # else there is no prior to begin from
         found |= _number("prior_mismatch", Nats.of(mismatch, unit=unit))
     shells = _shells(run)
-    for index, name in enumerate(names):
+    for index, name in enumerate(_names(run)[: len(gain)]):  # parts of an older version have two
         one: dict[str, Any] = {}
         curve: dict[str, Any] = {}
         for key, values in (("gain", gain[index]), ("left", left[index])):

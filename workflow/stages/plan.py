@@ -16,8 +16,10 @@ from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 from workflow.interfaces import DTYPES, UserError
 from workflow.loading import load_run
+from workflow.rivals import learned_of, rivals_of
 from workflow.runs import Run
 from workflow.stages.pipeline import expected_blocks
+from workflow.stages.sample import asked_of
 
 PILOT_SECONDS = 0.5
 """How long a step is timed."""
@@ -37,6 +39,10 @@ def plan(run: Run) -> dict[str, Any]:
         "chunk_files": chunk_files(run),
         "ensemble_bytes": ensemble,
         "scores_bytes": ensemble * len(run.learned),
+        "samples_bytes": _samples(run) * saved.numbers * itemsize,
+        "training_steps": {
+            n: one.experiment.score.train.steps for n, one in learned_of(run).items()
+        },
         **_memory(run),
     }
     return found | (_cost(run) if e.system is not None else {})
@@ -51,6 +57,15 @@ def chunk_files(run: Run) -> int:
     blocks = expected_blocks(run)
     segments = len(run.groups) * run.segments * len(run.saved.fields) * (1 + len(run.learned))
     return segments + sum(blocks.get(stage, 0) for stage in ("respond", "direct"))
+
+
+def _samples(run: Run) -> int:
+    """Samples that a run and its rivals draw, those that compare samplers included."""
+    return sum(
+        one.experiment.sample.members * (1 + len(asked_of(one)[1]))
+        for one in (run, *rivals_of(run).values())
+        if one.experiment.sample is not None
+    )
 
 
 def refuse_many_files(run: Run) -> None:

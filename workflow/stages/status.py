@@ -24,6 +24,7 @@ from hpc.ledger import PACKED, SUFFIX, Ledger
 from hpc.logs import last_words
 from workflow.provenance import wall_times
 from workflow.quarantine import quarantined
+from workflow.rivals import learned_of, rivals_of
 from workflow.runs import Run
 from workflow.stages.pipeline import LEDGERS, expected_blocks
 
@@ -38,7 +39,8 @@ def status(run: Run) -> dict[str, Any]:
     """What is done, running, waiting and broken.
 
     Returns:
-        `stages`: blocks done and expected (for `train` steps, those of the last checkpoint);
+        `stages`: blocks done and expected (for `train` steps, those of the last checkpoint), and
+        `train NAME` for every rival; `rivals`: their `training`;
         `groups`: blocks of the ensemble done by each group of members, `group_blocks` of them
         expected; `quarantined`: members left out because they became non-finite; `driver`: who
         works or last worked in the folder; `dashboard`: address of its Dask pages; `jobs`: those in
@@ -53,11 +55,10 @@ def status(run: Run) -> dict[str, Any]:
         stage: {"done": len(found[stage]), "blocks": blocks}
         for stage, blocks in expected_blocks(run).items()
     }
-    training = _training(run)
-    if "neural" in run.trained:
-        # Training may have stopped early.
-        steps = run.trained_steps if run.is_trained else run.experiment.score.train.steps
-        stages["train"] = {"done": run.trained_steps, "blocks": steps}
+    scores = {_stage(name): one for name, one in learned_of(run).items()}
+    trainings = {stage: _training(one) for stage, one in scores.items()}
+    stages |= {stage: _steps(one) for stage, one in scores.items()}
+    stages = dict(sorted(stages.items(), key=lambda one: ORDER.index(one[0].split(" ")[0])))
     page = run.folder / "report" / "index.html"
     report = str(page) if page.is_file() else None
     queue, trouble = _jobs(run)
@@ -77,13 +78,31 @@ def status(run: Run) -> dict[str, Any]:
         "jobs": queue,
         "pool": asdict(pool) if pool else None,
         "slurm": trouble,
-        "training": training,
-        "rate": _rate(run, stages, training),
-        "core_hours": _core_hours(run, found, training),
+        "training": trainings.get(TRAIN),
+        "rivals": {name: trainings[_stage(name)] for name in run.experiment.score.rivals},
+        "rate": _rate(run, stages, trainings),
+        "core_hours": _core_hours(run, found, trainings),
         "stein": _stein(run),
         "wall_seconds": wall_times(run),
         "report": report,
     }
+
+
+TRAIN = "train"
+"""Stage of the run's own score; those of rivals have their names besides."""
+
+ORDER = ("simulate", TRAIN, "evaluate", "respond", "checks", "direct")
+"""Of the stages; rivals are trained after the run's own score."""
+
+
+def _stage(estimator: str) -> str:
+    return TRAIN if estimator == "neural" else f"{TRAIN} {estimator}"
+
+
+def _steps(run: Run) -> dict[str, int]:
+    """Steps of a training done and to do, in the last checkpoint; it may have stopped early."""
+    steps = run.trained_steps if run.is_trained else run.experiment.score.train.steps
+    return {"done": run.trained_steps, "blocks": steps}
 
 
 def _driver(run: Run) -> dict[str, Any] | None:
@@ -105,32 +124,36 @@ def _groups(run: Run, done: Iterable[str]) -> list[int]:
 
 def _jobs(run: Run) -> tuple[list[dict[str, Any]], str | None]:
     """Jobs worth telling, and why Slurm was not asked or did not answer."""
-    entries = jobs.read(run.folder)
-    if not entries:
+    recorded = [(run, "", entry) for entry in jobs.read(run.folder)]
+    for name, rival in rivals_of(run).items():
+        recorded += [(rival, f" {name}", entry) for entry in jobs.read(rival.folder)]
+    if not recorded:
         return [], None
     known: dict[str, slurm.Job] = {}
     trouble = None
     try:
-        known = {j.id: j for j in slurm.jobs([e.id for e in entries], patience=QUEUE_PATIENCE)}
+        ids = [entry.id for _, _, entry in recorded]
+        known = {j.id: j for j in slurm.jobs(ids, patience=QUEUE_PATIENCE)}
     except MachineError as error:
         trouble = str(error)
     live: list[dict[str, Any]] = []
-    ended: dict[str, dict[str, Any]] = {}
-    for entry in entries:
+    ended: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for one, name, entry in recorded:
         job = known.get(entry.id)
-        if job is not None and job.name != jobs.job_name(run.folder, entry.role):
+        if job is not None and job.name != jobs.job_name(one.folder, entry.role):
             job = None  # the number is another job's by now
-        told: dict[str, Any] = asdict(entry) | {"state": job.state if job else "gone"}
+        role = entry.role + name
+        told: dict[str, Any] = asdict(entry) | {"role": role, "state": job.state if job else "gone"}
         if job is not None and job.state not in ENDED:
             live.append(told | {"reason": job.reason, "left": job.left})
         elif entry.role != "worker":
-            ended[entry.role] = told
+            ended[role] = one.folder, told
     for role in {job["role"] for job in live}:
         ended.pop(role, None)
-    for told in ended.values():
-        log = next(run.folder.glob(f"logs/*-{told['id']}.log"), None)
+    for folder, told in ended.values():
+        log = next(folder.glob(f"logs/*-{told['id']}.log"), None)
         told |= {"log": str(log) if log else None, "said": last_words(tail(log)) if log else None}
-    return [*live, *ended.values()], trouble
+    return [*live, *(told for _, told in ended.values())], trouble
 
 
 def tail(path: Path, size: int = 65536) -> list[str]:
@@ -145,10 +168,8 @@ def tail(path: Path, size: int = 65536) -> list[str]:
     return lines[1 if length > size else 0 : -1]
 
 
-def _training(run: Run) -> dict[str, Any] | None:
+def _training(run: Run) -> dict[str, Any]:
     """Step and losses from the log of the training, whatever else its lines hold."""
-    if "neural" not in run.trained:
-        return None
     lines = list(_json_lines(run.folder / "score" / "log.jsonl"))
     speed = list(_json_lines(run.folder / "logs" / "train.log"))
     lines = lines or speed
@@ -186,17 +207,16 @@ def _speed(lines: list[dict[str, Any]]) -> float | None:
 def _rate(
     run: Run,
     stages: dict[str, dict[str, int]],
-    training: dict[str, Any] | None,
+    trainings: dict[str, dict[str, Any]],
 ) -> dict[str, Any] | None:
     """Pace of the first stage that is not finished; None where nothing is known yet."""
-    order = ("simulate", "train", "evaluate", "respond", "checks", "direct")
-    open_ = [s for s in order if s in stages and stages[s]["done"] < stages[s]["blocks"]]
+    open_ = [s for s in stages if stages[s]["done"] < stages[s]["blocks"]]
     if not open_:
         return None
     stage = open_[0]
     done, blocks = stages[stage]["done"], stages[stage]["blocks"]
-    if stage == "train" and training is not None:
-        pace, done = training["steps_per_second"], training["step"]
+    if stage in trainings:
+        pace, done = trainings[stage]["steps_per_second"], trainings[stage]["step"]
     else:
         pace = pace_of(run.ledger(stage).folder, now=time.time())
     if not pace:
@@ -227,18 +247,21 @@ def pace_of(folder: Path, *, now: float) -> float | None:
 
 
 def _core_hours(
-    run: Run, found: dict[str, set[str]], training: dict[str, Any] | None
+    run: Run, found: dict[str, set[str]], trainings: dict[str, dict[str, Any]]
 ) -> dict[str, float]:
     """Core-hours in finished blocks by stage: mean of a few receipts times their number."""
     hours = {}
-    for stage, done in found.items():
-        seconds = _seconds(run.ledger(stage), sorted(done))
+    spent = {stage: _seconds(run.ledger(stage), sorted(done)) for stage, done in found.items()}
+    for name, rival in rivals_of(run).items():
+        ledger = rival.ledger("samples")
+        spent[f"samples {name}"] = _seconds(ledger, sorted(ledger.done()))
+    ranks = run.experiment.score.train.ranks * run.experiment.cluster.train.threads
+    for stage, training in trainings.items():
+        if training["steps_per_second"]:
+            spent[stage] = training["step"] / training["steps_per_second"] * ranks
+    for stage, seconds in spent.items():
         if seconds:
             hours[stage] = round(seconds / 3600, 4)
-    if training is not None and training["steps_per_second"]:
-        ranks = run.experiment.score.train.ranks * run.experiment.cluster.train.threads
-        spent = training["step"] / training["steps_per_second"] * ranks
-        hours["train"] = round(spent / 3600, 4)
     return hours
 
 

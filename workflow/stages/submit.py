@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hpc import jobs, slurm
@@ -11,6 +12,7 @@ from hpc.batch import ENDED
 from hpc.errors import LaunchError, MachineError
 from hpc.files import atomic_write_bytes
 from hpc.lock import run_lock
+from workflow.rivals import rivals_of
 from workflow.runs import Run
 from workflow.stages.frames import lay_down
 from workflow.stages.planned_job import PlannedJob
@@ -79,7 +81,7 @@ def refuse_second(run: Run) -> None:
     Raises:
         MachineError: names the jobs.
     """
-    waiting = [(e, j) for e, j in own_jobs(run.folder) if e.role != "worker"]
+    waiting = [(e, j) for e, j in own_jobs(run) if e.role != "worker"]
     if waiting:
         names = ", ".join(f"{j.id} ({e.role}, {j.state})" for e, j in waiting)
         name = run.experiment.name
@@ -89,17 +91,25 @@ def refuse_second(run: Run) -> None:
         )
 
 
-def own_jobs(folder: Path) -> list[tuple[jobs.Entry, slurm.Job]]:
+def own_jobs(run: Run) -> list[tuple[jobs.Entry, slurm.Job]]:
     """Jobs of a run that wait or run: recorded by it, of this user, and of its name; in order.
+
+    Those of its rivals come last, with the name of the rival in their role.
 
     Raises:
         LaunchError, MachineError: Slurm did not answer.
     """
-    entries = jobs.read(folder)
-    queue = {job.id: job for job in slurm.jobs() if job.state not in ENDED} if entries else {}
+    folders = {"": run.folder} | {f" {n}": rival.folder for n, rival in rivals_of(run).items()}
+    recorded = {
+        name: {entry.id: entry for entry in jobs.read(folder)} for name, folder in folders.items()
+    }
+    queue = {}
+    if any(recorded.values()):
+        queue = {job.id: job for job in slurm.jobs() if job.state not in ENDED}
     return [
-        (entry, queue[entry.id])
-        for entry in {entry.id: entry for entry in entries}.values()
+        (replace(entry, role=entry.role + name), queue[entry.id])
+        for name, folder in folders.items()
+        for entry in recorded[name].values()
         if entry.id in queue and queue[entry.id].name == jobs.job_name(folder, entry.role)
     ]
 
@@ -109,7 +119,7 @@ ROUNDS = 5
 
 
 def cancel(run: Run, *, dry_run: bool = False) -> list[tuple[jobs.Entry, slurm.Job]]:
-    """Cancel the jobs of a run and nobody else's, drivers before their workers.
+    """Cancel the jobs of a run and its rivals and nobody else's, drivers before their workers.
 
     Returns:
         The jobs that were, or with `dry_run` would be, cancelled.
@@ -119,7 +129,7 @@ def cancel(run: Run, *, dry_run: bool = False) -> list[tuple[jobs.Entry, slurm.J
     """
     found: dict[str, tuple[jobs.Entry, slurm.Job]] = {}
     for attempt in range(ROUNDS):
-        new = [(e, j) for e, j in own_jobs(run.folder) if j.id not in found]
+        new = [(e, j) for e, j in own_jobs(run) if j.id not in found]
         if dry_run or not new:
             return [*found.values(), *new]
         new.sort(key=lambda pair: pair[0].role == "worker")

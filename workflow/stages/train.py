@@ -16,6 +16,7 @@ from hpc.notice import Notice
 from hpc.restarts import keep_trying
 from workflow.responses.correlation import one_thread
 from workflow.responses.probes import Statistics
+from workflow.rivals import learned_of
 from workflow.runs import Notify, Run
 from workflow.scores.closed_form import fit_gaussian
 from workflow.scores.kgmm import KGMM
@@ -50,7 +51,8 @@ def check_launch(run: Run) -> None:
         MachineError: its test was killed or stopped; the same command tries again.
     """
     ranks = run.experiment.score.train.ranks
-    if "neural" not in run.trained or (run.is_current("train") and run.is_trained):
+    learned = learned_of(run).values()
+    if all(one.is_current("train") and one.is_trained for one in learned):
         return
     if _elsewhere(run):
         if not slurm.available():
