@@ -1,11 +1,10 @@
 """Stepping ensembles of 2-D fields: the lanes against torch, other solvers and the limits.
 
     pip install -e ".[peers]"
-    CFLAGS=-DCYTHON_CCOMPLEX=0 pip install --no-build-isolation "pyqg==0.7.2"
     OMP_NUM_THREADS=1 python -P benchmarks/ensembles.py
 
 measures what results/ensembles.jsonl does not hold yet, and prints its tables. Solvers that are not
-there are left out; pyqg needs "cython<3" and pyfftw before it.
+there are left out; how pyqg is built is told in results/ensembles.md.
 
 Microseconds of CPU time of one thread per member and step, medians over rounds in which every
 engine runs once, so that a busy machine slows all of them. Solvers of others take their own step
