@@ -16,7 +16,7 @@ from hpc import slurm
 from hpc.credentials import temporary_credentials
 from hpc.deadline import DEADLINE, START
 from hpc.errors import LaunchError, MachineError
-from hpc.job_script import DEATH_TIMEOUT, Jobs, Lifetime, worker_environment
+from hpc.job_script import DEATH_TIMEOUT, LEAVING, Jobs, Lifetime, worker_environment
 from hpc.pool import Lent
 from hpc.scheduler import open_scheduler
 
@@ -88,6 +88,7 @@ def allocation_client(jobs: Jobs, *, workers: int, log_dir: Path) -> Iterator[di
         cluster, client = stack.enter_context(open_scheduler(credentials, jobs.interface, {}))
         command = [sys.executable, "-m", "distributed.cli.dask_worker", cluster.scheduler_address]
         command += ["--nthreads", str(threads(os.environ)), "--nanny", *credentials.options]
+        command += LEAVING
         command += ["--death-timeout", str(DEATH_TIMEOUT), "--dashboard-address", "127.0.0.1:0"]
         command += ["--memory-limit", str(jobs.memory or "auto")]
         if jobs.interface:

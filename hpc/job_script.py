@@ -27,6 +27,8 @@ USUAL = {"cores": 1, "memory": "4GiB", "walltime": "00:30:00"}
 
 DEATH_TIMEOUT = 300
 """Seconds that a worker looks for its scheduler; busy networks need more than Dask's 60."""
+LEAVING = ("--preload-nanny", "hpc.orphans")
+"""Options of a worker: one whose driver has died does not look for it so long."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def job_script(
     worker = [
         *usual["worker-extra-args"],
         *map(shlex.quote, options),
+        *LEAVING,
         *("--lifetime", f"{round(life.seconds + life.stagger)}s"),
         *("--lifetime-stagger", f"{round(life.stagger)}s"),
         # On the loopback: other users of the node are not to read it.
