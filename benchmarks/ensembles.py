@@ -3,12 +3,14 @@
     pip install -e ".[peers]"
     OMP_NUM_THREADS=1 python -P benchmarks/ensembles.py
 
-measures what results/ensembles.jsonl does not hold yet, and prints its tables.
+measures what results/ensembles.jsonl does not hold yet, and prints its tables. Solvers that are not
+there are left out; how pyqg is built is told in results/ensembles.md.
 
 Microseconds of CPU time of one thread per member and step, medians over rounds in which every
 engine runs once, so that a busy machine slows all of them. Solvers of others take their own step
 of the same cost, with 4 or 5 evaluations of the dealiased nonlinear term and no forcing; ours are
-forced. `--wall 2` measures two groups of members on two threads against one on one, in wall time.
+forced. pyqg evaluates once a step: it takes four. `--wall 2` measures two groups of members on two
+threads against one on one, in wall time.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +36,11 @@ from workflow.dynamics.engines import stepper
 from workflow.dynamics.integrators import runge_kutta_4
 from workflow.dynamics.lanes.library import BUILDS, Library, built, library
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
+from workflow.interfaces import Saved
+from workflow.responses.channels import Channels
+from workflow.responses.direct import moved_to, paired_response, seen_from
+from workflow.responses.observables import build_observables
+from workflow.responses.pairs import square_norms
 
 KEPT = Path(__file__).parent / "results" / "ensembles.jsonl"
 GRIDS, MEMBERS = (32, 64, 128), (16, 64, 1)
@@ -42,11 +50,22 @@ SYSTEMS = {
     "Allen-Cahn, exact": {"kind": "allen_cahn"},
     "Allen-Cahn, paper": {"kind": "allen_cahn", "scheme": "paper"},
 }
+OTHERS = "Navier-Stokes, dealiased, against torch-cfd and pyqg"
+PAIRED = {
+    f"Pairs of runs, {name}": SYSTEMS[name]
+    for name in ("Navier-Stokes, dealiased", "Allen-Cahn, exact")
+}
+"""Half of the members kicked up and half down, with the noise of half as many."""
+
+PAIR_GRIDS, PAIR_MEMBERS = (32, 64), (32, 128)
 ROUNDS, SLOT = 5, 0.04
 """Rounds, and CPU seconds that an engine runs in each."""
 
-FEW = 4
-"""Steps that are always taken together."""
+FEW, PER_SAVE = 4, 128
+"""Steps that are always taken together; of pairs, those between saved times."""
+
+ALONE = ("reference: one member, dense noise", "pyqg, 4 steps")
+"""Engines that step one member at a time."""
 
 Steps = Callable[[int], object]
 """Takes that many steps of all members."""
@@ -167,6 +186,73 @@ def peers(grid: int, members: int, dtype: torch.dtype) -> Iterator:
     yield "jax-cfd", many(step, start[:, 0])
 
 
+def others(grid: int, members: int, dtype: torch.dtype) -> Iterator:
+    """torch-cfd, 5 evaluations a step; pyqg, one member at a time in its only precision."""
+    side, dt = 2 * np.pi, 1 / 128
+    white = np.random.default_rng(0).standard_normal((members, grid, grid))
+    if find_spec("torch_cfd"):
+        from torch_cfd.grids import Grid
+        from torch_cfd.spectral import NavierStokes2DSpectral, RK4CrankNicolsonStepper
+
+        box = Grid((grid, grid), domain=((0, side), (0, side)))
+        flow = NavierStokes2DSpectral(1e-3, box, step_fn=RK4CrankNicolsonStepper()).to(dtype)
+        start = torch.fft.rfft2(torch.from_numpy(white).to(dtype))
+        yield "torch-cfd", torch.inference_mode()(lambda steps: flow(start, dt, steps=steps))
+    if find_spec("pyqg") and dtype == torch.float64:
+        import pyqg
+
+        quiet = {"log_level": 0, "taveint": 1e9, "twrite": 1e9, "tmax": 1e9}
+        one = pyqg.BTModel(nx=grid, L=side, dt=dt / 4, rek=0.0, ntd=1, **quiet)
+        one.set_q(white[:1])
+        yield ALONE[1], lambda steps: [one._step_forward() for _ in range(4 * steps)]
+
+
+def pairs(specification: dict, grid: int, members: int, dtype: torch.dtype) -> Iterator:
+    """As many ordinary members, pairs in two halves or side by side, and all of the direct stage.
+
+    The last has what each saved time costs: the observables, and the sums of the pairs.
+    """
+    system = build_system({**specification, "grid": grid})
+    half, shape = members // 2, system.initial_shape
+    normals = NoiseStream(1, range(members), stream=INITIAL, shape=shape, dtype=dtype).at(0)
+    numbers = {
+        "ordinary members": [*range(members)],
+        "pairs in two halves": [*range(half)] * 2,
+        "pairs side by side": [n for n in range(half) for _ in range(2)],
+    }
+    for name, group in numbers.items():
+        start = system.initial(normals[group])
+        way = stepper("lanes", system, start, seed=1, members=group, stream=FORCING)
+        yield name, lambda steps, way=way: way.advance(0, steps)
+    saved = Saved(tuple(system.fields), system.shape, homogeneous=True)
+    channels = Channels.of(saved, build_observables(["field"], saved, None), ())
+    kicked = torch.arange(half) % grid**2
+    pixel = torch.zeros(1, grid, grid, dtype=dtype)
+    pixel[0, 0, 0] = 1
+
+    def observe(x: torch.Tensor) -> list[torch.Tensor]:
+        maps = channels.maps_a(x)
+        return [channels.observe(x, maps), seen_from(maps, kicked)]
+
+    def direct(steps: int) -> None:
+        totals, maps = paired_response(
+            system,
+            system.initial(normals[:half]),
+            begin=lambda pair: stepper(
+                "lanes", system, pair, seed=1, members=[*range(half)] * 2, stream=FORCING
+            ),
+            displacement=moved_to(pixel, kicked),
+            amplitude=0.0625,
+            observe=observe,
+            max_lag=steps // PER_SAVE,
+            steps_per_lag=PER_SAVE,
+        )
+        square = square_norms(channels, totals, maps)
+        maps.double().sum(), square.sum(), (square**2).sum()
+
+    yield "pairs of the direct stage", direct
+
+
 def reference(grid: int, dtype: torch.dtype) -> Iterator:
     """Allen-Cahn as the paper's code does it: one member at a time, noise by a dense factor."""
     system = build_system({"kind": "allen_cahn", "scheme": "paper", "grid": grid})
@@ -185,7 +271,7 @@ def reference(grid: int, dtype: torch.dtype) -> Iterator:
             noise = factor @ generator.standard_normal(grid**2, dtype=real)
             state = state + noise.reshape(state.shape)
 
-    yield "reference: one member, dense noise", run
+    yield ALONE[0], run
 
 
 def measure(dtype: torch.dtype) -> None:
@@ -203,23 +289,35 @@ def measure(dtype: torch.dtype) -> None:
                 if system == "Allen-Cahn, paper" and grid == 32 and members > 1:
                     ways += reference(grid, dtype)
                 compare(system, dtype, grid, members, ways)
+            rest = list(others(grid, members, dtype)) if grid < 128 else []
+            if rest and (OTHERS, grid, members) not in done:
+                own = list(ours(SYSTEMS["Navier-Stokes, dealiased"], grid, members, dtype))
+                compare(OTHERS, dtype, grid, members, [*own, *rest])
+    for system, specification in PAIRED.items():
+        for members in PAIR_MEMBERS:
+            for grid in PAIR_GRIDS:
+                if (system, grid, members) not in done:
+                    ways = list(pairs(specification, grid, members, dtype))
+                    compare(system, dtype, grid, members, ways, few=PER_SAVE)
 
 
-def compare(system: str, dtype: torch.dtype, grid: int, members: int, ways: list) -> None:
+def compare(
+    system: str, dtype: torch.dtype, grid: int, members: int, ways: list, *, few: int = FEW
+) -> None:
     """Rounds in which every engine runs once; what they cost is kept at once."""
     counts, found = {}, {name: [] for name, _ in ways}
     for name, run in ways:
-        run(FEW)  # compile
+        run(few)  # compile
         started = time.process_time()
-        run(FEW)
-        each = max(1e-7, (time.process_time() - started) / FEW)
-        counts[name] = FEW * max(1, round(SLOT / each / FEW))
+        run(few)
+        each = max(1e-7, (time.process_time() - started) / few)
+        counts[name] = few * max(1, round(SLOT / each / few))
     for _ in range(ROUNDS):
         for name, run in ways:
             started = time.process_time()
             run(counts[name])
-            alone = 1 if name.startswith("reference") else members
-            found[name].append(1e6 * (time.process_time() - started) / counts[name] / alone)
+            together = 1 if name in ALONE else members
+            found[name].append(1e6 * (time.process_time() - started) / counts[name] / together)
     text = str(dtype).removeprefix("torch.")
     rows = [
         Row(system, text, grid, members, name, statistics.median(us), min(us))
@@ -260,7 +358,7 @@ def wall(threads: int, *, members: int = 64, grid: int = 32, seconds: float = 2.
 def table(rows: list[Row]) -> str:
     """Markdown: a line per problem, cost and how many times ours it is."""
     lines = []
-    for system in SYSTEMS:
+    for system in (*SYSTEMS, OTHERS, *PAIRED):
         names = list(dict.fromkeys(r.engine for r in rows if r.system == system))
         lines += [f"### {system}", "", "| grid | members | type | " + " | ".join(names) + " |"]
         lines += ["|" + "---|" * (3 + len(names))]

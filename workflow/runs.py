@@ -34,6 +34,9 @@ RIVALS = "rivals"
 ROUNDS_BLOCKS = 8
 """At most that many blocks of paired runs: the store stays small however many pairs there are."""
 
+DIRECT_LAYOUT = 2
+"""Of `perturbed.zarr`; one of another is made again: 2 has the moments of its pairs."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -299,7 +302,8 @@ class Run:
         del response["checks"]  # they look at the products, and are one themselves
         if stage == "direct":
             probes = (response["perturbations"], response["observables"])
-            return digest([*content, whole, e["direct"], response["max_lag"], probes])
+            asked = (e["direct"], response["max_lag"], probes, DIRECT_LAYOUT)
+            return digest([*content, whole, *asked])
         content += [e["score"], whole["members"], self.training_times]
         if stage in ("evaluate", "respond", "constants", "checks"):
             content.append(response["estimators"])
@@ -312,6 +316,7 @@ class Run:
             content.append(whole)
         if stage == "response":
             content += [response, e["direct"], whole]
+            content += [DIRECT_LAYOUT] if "direct" in response["estimators"] else []
         return digest(content)
 
     def renew(self, stage: str, *products: Path) -> None:

@@ -73,6 +73,13 @@ def test_paired_runs_of_a_linear_system_give_its_propagator_exactly(response, tr
     assert np.abs(direct - truth).max() < 2e-4
 
 
+def test_all_pairs_of_a_linear_system_count_and_none_differs(response):
+    """48 pairs, alike but for float32 rounding over the amplitude."""
+    np.testing.assert_allclose(response.effective_pairs, 48, rtol=1e-4)
+    assert response.effective_pairs.attrs["pairs"] == 48
+    assert float(response.pair_variance.max()) < 64 * 2e-6**2
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say(response, truth):
     """95 % intervals over 8 x 64 correlated numbers."""
     one = response.sel(estimator="gaussian").isel(lag=slice(1, None))

@@ -119,6 +119,8 @@ def test_no_statistic_has_a_row_of_it(whole, broken):
     response = xr.open_zarr(broken.folder / "response.zarr").load()
     assert {response.attrs[f"resampled_{n}"] for n in response.estimator.values} == {"7 members"}
     assert bool(response.response.notnull().all()) and bool(response.ci_low.notnull().all())
+    assert response.effective_pairs.attrs["pairs"] == 7 * 2
+    assert bool(((response.effective_pairs >= 1) & (response.effective_pairs < 14.001)).all())
     pairs = values(whole, "perturbed", "response")[:, 1:, :, 0, 0]  # (block, member, lag, dy, dx)
     direct = response.response.sel(estimator="direct").squeeze(drop=True)
     mean = np.fft.fftshift(pairs.mean(["block", "member"]).values, axes=(1, 2))

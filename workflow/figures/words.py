@@ -73,7 +73,8 @@ def findings(summary: Numbers) -> list[str]:
             "There are neither paired perturbed runs nor an exact score to compare with: only "
             "the Stein identity below tests these responses."
         ]
-    told += [_left_out(summary), _all_pairs(summary), _beyond_gaussian(summary)]
+    told += [summary.get("few_pairs") or "", _left_out(summary)]
+    told += [_all_pairs(summary), _beyond_gaussian(summary)]
     told += [_stein(summary, estimators), _scores(summary), _nats(summary), _tails(summary)]
     told.append(_resampled(estimators))
     told += _tested(summary)

@@ -10,6 +10,7 @@
     gfdt           response over the displacement, for labelled homogeneous fields
     matrix         response of every place to every place; matrix_sums: from stored sums
     direct         the truth: pairs of runs with and against a kick
+    pairs          how many of them a direct response rests on
     recalibration  lag 0 made the identity where the score sees the mode
     resampling     resamples of members, or of stretches of time where members are few
     statistics     error bars through any statistic, distances free of noise

@@ -19,8 +19,9 @@ from workflow.interfaces import SPACE
 from workflow.responses.assemble import Estimated
 from workflow.responses.channels import Channels
 from workflow.responses.observables import Observable
+from workflow.responses.pairs import enough
 from workflow.responses.probes import group_name
-from workflow.responses.sources import Learned, Source
+from workflow.responses.sources import Learned, Paired, Source
 from workflow.responses.stein import Numbers, answers, displacements, stein_error
 
 Floats = NDArray[np.floating]
@@ -136,7 +137,7 @@ def _dataset(responses: ResponseSet, observables: Sequence[Observable]) -> xr.Da
         )
         values = fft.fftshift(stacked, axes=axes) if axes else stacked
         variables[name] = (dims, values, {"long_name": text, "units": _units(observables)})
-    variables |= _distances(responses, observables)
+    variables |= _distances(responses, observables) | _pairs(responses, observables)
     coords = {
         "estimator": ("estimator", np.array(names)),
         "perturbation": (
@@ -173,6 +174,35 @@ def _distances(responses: ResponseSet, observables: Sequence[Observable]) -> dic
             for (name, reference), found in responses.found[one.name][1].items():
                 values[names.index(name), references.index(reference), :, k] = found[key]
         variables[key] = (dims, values, {"long_name": f"{key.replace('_', ' ')} from a reference"})
+    return variables
+
+
+def _pairs(responses: ResponseSet, observables: Sequence[Observable]) -> dict[str, tuple]:
+    """Of paired runs, how many pairs count and how much they scatter."""
+    paired = next((s for s in responses.sources.values() if isinstance(s, Paired)), None)
+    if paired is None:
+        return {}
+    pairs, units = paired.moments.pairs, _units(observables)
+    square = "1" if units == "1" else f"({units})^2"
+    told = {
+        "effective_pairs": (
+            paired.effective_pairs,
+            {"long_name": "effective number of pairs of the direct response", "units": "1"}
+            | {"pairs": pairs, "enough": enough(pairs)},
+        ),
+        "pair_variance": (
+            paired.pair_variance,
+            {"long_name": "variance of the response of one pair, summed over the places"}
+            | {"units": square},
+        ),
+    }
+    dims = ("perturbation", "observable", "lag")
+    variables = {}
+    for name, (of, attrs) in told.items():
+        known = np.stack([of(one) for one in observables], axis=1)
+        values = np.full((*known.shape[:2], len(responses.lag)), np.nan)
+        values[..., : known.shape[2]] = known
+        variables[name] = (dims, values, attrs)
     return variables
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from workflow.responses.channels import Channels
 from workflow.responses.control_variates import control_by_stein
 from workflow.responses.observables import Observable
+from workflow.responses.pairs import PairMoments
 from workflow.responses.resampling import Units, jackknife_weights, ratio
 from workflow.responses.stein import (
     Flags,
@@ -276,9 +277,17 @@ class Paired:
 
     Attributes:
         units: the members.
+        moments: of the pairs.
     """
 
-    def __init__(self, channels: Channels, *, maps: Mapping[str, Floats], totals: Floats) -> None:
+    def __init__(
+        self,
+        channels: Channels,
+        *,
+        maps: Mapping[str, Floats],
+        totals: Floats,
+        moments: PairMoments,
+    ) -> None:
         """Take the responses per member.
 
         Args:
@@ -286,18 +295,15 @@ class Paired:
             maps: `(member, lag, perturbation, *shape)` by observable of the place, on homogeneous
                 fields.
             totals: `(member, lag, perturbation, total of A)`.
+            moments: of the pairs.
         """
-        self.units = Units(len(totals), 1, 1)
+        self.units, self.moments = Units(len(totals), 1, 1), moments
         self.left_out = jackknife_weights(self.units)
         self._channels, self._maps, self._totals = channels, maps, totals
 
     def answer(self, one: Observable, lags: slice, weights: Floats | None, *, raw: bool) -> Floats:
         """R `(sample, perturbation, lag, *trailing)`; see `Source`."""
-        channels = self._channels
-        if one.of_place and channels.saved.maps:
-            found = self._maps[one.name][:, lags]
-        else:
-            found = _trailing(self._totals[:, lags, :, channels.columns(one)], one, channels)
+        found = self._members(one, lags)
         if not one.continuous:
             # No pair crossed the jump: no evidence of a response, and none of its absence.
             found = np.where((found == 0).all(axis=0), np.nan, found)
@@ -309,3 +315,26 @@ class Paired:
         padding = [(0, 0), (0, missing), *[(0, 0)] * (mean.ndim - 2)]
         whole = np.moveaxis(np.pad(mean, padding, constant_values=np.nan), 2, 1)
         return whole[0] if weights is None else whole
+
+    def effective_pairs(self, one: Observable) -> Floats:
+        """n_eff `(perturbation, lag)`, up to the longest lag of the pairs; see `pairs`."""
+        return self._of(one, self.moments.effective())
+
+    def pair_variance(self, one: Observable) -> Floats:
+        """Variance of the response of one pair, summed over the places, `(perturbation, lag)`."""
+        mean = self._members(one, slice(None)).astype(np.float64).mean(axis=0)
+        square = (mean.reshape(*mean.shape[:2], -1) ** 2).sum(-1).T
+        pairs = self.moments.pairs
+        excess = self._of(one, self.moments.square) - square
+        return np.asarray(excess.clip(min=0) * pairs / max(1, pairs - 1))
+
+    def _members(self, one: Observable, lags: slice) -> Floats:
+        """Responses `(member, lag, perturbation, *trailing)`."""
+        channels = self._channels
+        if one.of_place and channels.saved.maps:
+            return self._maps[one.name][:, lags]
+        return _trailing(self._totals[:, lags, :, channels.columns(one)], one, channels)
+
+    def _of(self, one: Observable, moments: Floats) -> Floats:
+        names = [other.name for other in self._channels.observables]
+        return moments[:, :, names.index(one.name)].T

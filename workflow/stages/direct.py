@@ -1,4 +1,8 @@
-"""Direct: the truth to compare with, from paired runs kicked up and down with common noise."""
+"""Direct: the truth to compare with, from paired runs kicked up and down with common noise.
+
+Of all pairs of a block the store keeps the mean response of each member, and the means of its
+square and fourth norm: how much the pairs scatter, and whether few of them make the mean.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +26,16 @@ from workflow.loading import load_run
 from workflow.quarantine import fact, quarantined, refuse_many, rows_of
 from workflow.responses.channels import Channels
 from workflow.responses.direct import BlownUp, mean_everywhere, moved_to, paired_response, seen_from
+from workflow.responses.pairs import square_norms
 from workflow.responses.perturbations import Perturbation
 from workflow.runs import Notify, Run
 from workflow.stages import coordinates
 from workflow.stages.blocks import facts_since, run_blocks
 from workflow.stages.data import load_channels
 from workflow.stages.restart import block_name, load_state
+
+MOMENTS = {"square": 2, "fourth": 4}
+"""Variables of the store that hold powers of the norm of a pair's response."""
 
 
 def direct(run: Run, client: Callable[[], distributed.Client], notify: Notify) -> None:
@@ -82,6 +90,17 @@ def _variables(run: Run, channels: Channels) -> list[Variable]:
                 {"long_name": "response per member, mean over the pairs of a block"},
             )
         )
+    for name, power in MOMENTS.items():
+        variables.append(
+            Variable(
+                name,
+                (*head, "watched_observable"),
+                (*sizes, len(channels.observables)),
+                (*chunk, len(channels.observables)),
+                "float64",
+                {"long_name": f"|R|^{power} of a pair per member, mean over the pairs of a block"},
+            )
+        )
     return variables
 
 
@@ -96,6 +115,11 @@ def _lay_out(run: Run, channels: Channels) -> None:
             coordinates.member(run),
             coordinates.lag(run, run.direct_lags),
             coordinates.names("perturbation", names, "perturbation"),
+            coordinates.names(
+                "watched_observable",
+                [one.name for one in channels.observables],
+                "observable whose norm is taken, over its places, shells or bins",
+            ),
         ],
         attrs={
             **run.attributes("responses of paired perturbed runs"),
@@ -113,8 +137,11 @@ def direct_block(folder: str, group: int, block: int) -> Receipt:
     channels, rounds = load_channels(run), run.round_blocks[block]
     members = run.groups[group]
     out, lost = rows_of(members, run.quarantined), dict[int, int]()
-    shapes = {v.name: (len(members), *v.shape[2:]) for v in _variables(run, channels)}
-    sums = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in shapes.items()}
+    variables = {v.name: v for v in _variables(run, channels)}
+    sums = {
+        name: torch.zeros((len(members), *v.shape[2:]), dtype=torch.float64)
+        for name, v in variables.items()
+    }
     for number in rounds:
         known = len(out)
         for name, values in _round(run, channels, group, number, out).items():
@@ -123,7 +150,7 @@ def direct_block(folder: str, group: int, block: int) -> Receipt:
     start = {"block": block, "member": members.start}
     files: dict[str, str] = {}
     for name, total in sums.items():
-        mean = (total / len(rounds)).float().numpy()[None]
+        mean = (total / len(rounds)).numpy()[None].astype(variables[name].dtype)
         mean[:, out] = np.nan
         written = write_block(run.perturbed, name, start=start, values=mean)
         files |= {f"perturbed.zarr/{key}": crc for key, crc in written.items()}
@@ -143,7 +170,9 @@ def _round(
     if len(out) == len(run.groups[group]):
         return {}
     # (member, lag, ...) -> (member, lag, perturbation, ...)
-    return {name: torch.stack([part[name] for part in parts], dim=2) for name in parts[0]}
+    found = {name: torch.stack([part[name] for part in parts], dim=2) for name in parts[0]}
+    square = square_norms(channels, found["totals"], found.get("response"))
+    return found | {"square": square, "fourth": square**2}
 
 
 def _kicked(

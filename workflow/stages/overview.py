@@ -9,6 +9,8 @@ import numpy as np
 import xarray as xr
 from scipy.stats import norm as standard_normal
 
+from workflow.responses.pairs import few_from
+
 REFERENCES = ("direct", "exact")
 """What responses are compared with."""
 
@@ -69,7 +71,55 @@ def _short(one: xr.Dataset, name: str) -> dict[str, Any]:
         if known.sizes["lag"] > 1:
             numbers["sensitivity"] = float(np.trapezoid(known.values, known.lag.values))
             numbers["until"] = float(known.lag[-1])
+    if name == "direct" and (told := pairs_of(one)):
+        numbers["few_pairs_from"] = told["few_pairs_from"]
     return numbers
+
+
+def pairs_of(one: xr.Dataset) -> dict[str, Any]:
+    """How many pairs the direct response to one kick rests on; empty where it is not known.
+
+    Returns:
+        `pairs` that were run, the `enough` of them; by lag `effective_pairs` and `pair_variance`;
+        `few_pairs_from`, the lag from which on fewer than enough count, or None.
+    """
+    if "effective_pairs" not in one:  # not in responses of earlier versions
+        return {}
+    effective, told = one.effective_pairs, one.effective_pairs.attrs
+    pairs = int(told["pairs"])
+    return {
+        "pairs": pairs,
+        "enough": float(told["enough"]),
+        "effective_pairs": effective.values.tolist(),
+        "pair_variance": one.pair_variance.values.tolist(),
+        "few_pairs_from": few_from(effective.values, one.lag.values, pairs),
+    }
+
+
+def few_pairs(every: Mapping[str, xr.Dataset]) -> str | None:
+    """From which lag on the direct response is not to be trusted; None where it is.
+
+    Args:
+        every: as `overview`.
+    """
+    found, count = [], 0
+    for observable, data in every.items():
+        for kick in map(str, data.perturbation.values):
+            told = pairs_of(data.sel(perturbation=kick))
+            count += bool(told)
+            if told and told["few_pairs_from"] is not None:
+                least = np.nanmin(told["effective_pairs"])
+                words = f"{observable} after {kick}"
+                found.append((told["few_pairs_from"], words, least, told["pairs"], told["enough"]))
+    if not found:
+        return None
+    first, words, least, pairs, needed = min(found)
+    more = f" (the first of {len(found)} such responses of {count})" if count > 1 else ""
+    return (
+        f"Do not trust the direct response of {words} or its error bars from lag {first:.4g} on"
+        f"{more}: few pairs make it, effectively {least:.3g} of {pairs} at the worst, and "
+        f"{needed:.3g} are needed; raise direct.pairs or lower direct.max_lag."
+    )
 
 
 def gaussian_lags(one: xr.Dataset, name: str) -> list[int]:

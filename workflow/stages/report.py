@@ -17,6 +17,7 @@ from workflow.figures.gallery import gallery
 from workflow.figures.maps import response_maps
 from workflow.figures.nats import nats
 from workflow.figures.page import page
+from workflow.figures.pairs import effective_pairs
 from workflow.figures.tails import tails
 from workflow.responses.observables import build_observables
 from workflow.responses.probes import group_name
@@ -126,6 +127,7 @@ def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
         *_of_samples(run, data),
         partial(responses.curves, response, folder),
         partial(responses.errors, response, folder),
+        partial(effective_pairs, response, folder),
         partial(response_maps, response, folder),
     ]
     if run.saved.shape:

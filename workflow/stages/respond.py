@@ -17,6 +17,7 @@ from workflow.responses.channels import Channels
 from workflow.responses.correlation import pair_counts
 from workflow.responses.labels import ResponseSet, label_responses
 from workflow.responses.observables import build_observables
+from workflow.responses.pairs import PairMoments
 from workflow.responses.resampling import Units, resampling_units, unit_weights
 from workflow.responses.sources import Floats, Learned, Paired, Source
 from workflow.runs import Notify, Run
@@ -170,7 +171,12 @@ def _direct(run: Run, channels: Channels) -> Paired:
             blocks = read_block(run.perturbed, "response", start=part, size={"observable": 1})
             maps[one.name] = np.einsum("b,b...->...", share, blocks)[:, :, :, 0]
     maps = {name: np.delete(one, out, axis=0) for name, one in maps.items()}
-    return Paired(channels, maps=maps, totals=np.delete(totals, out, axis=0))
+    square, fourth = (
+        np.delete(read_block(run.perturbed, name, start={}, size={}), out, axis=1)
+        for name in ("square", "fourth")
+    )
+    moments = PairMoments.of(square, fourth, rounds)
+    return Paired(channels, maps=maps, totals=np.delete(totals, out, axis=0), moments=moments)
 
 
 def _units(sources: Mapping[str, Source]) -> dict[str, str]:

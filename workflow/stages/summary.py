@@ -17,7 +17,7 @@ from workflow.scores.neural import WhitenedScore
 from workflow.stages.budget import budget_of
 from workflow.stages.data import load_whitening
 from workflow.stages.nats import nats_of
-from workflow.stages.overview import REFERENCES, compare, overview
+from workflow.stages.overview import REFERENCES, compare, few_pairs, overview, pairs_of
 from workflow.stages.quality import quality_of
 
 DIGITS = 6
@@ -36,6 +36,7 @@ def summarise(
     `estimators` is about one perturbation and one observable, those of `dataset`: the first ones.
     `responses` has those of all in `every`, by observable; see `stages.overview`. `tails` are
     distances of the tails of samples from those of held-out data, by estimator and measure.
+    `few_pairs` says in words from which lag on the direct response is not to be trusted.
 
     Lists over lags follow `lag` (model time), lists over shells follow `wavenumber` (waves per
     side). What is not known, or was measured at no lag, is None.
@@ -55,6 +56,7 @@ def summarise(
         "wavenumber": _wavenumbers(dataset),
         "estimators": estimators(run, dataset),
         "responses": overview(every or {}),
+        "few_pairs": few_pairs(every or {}),
         "score_error": errors,
         "score_error_standard_error": spread,
         "path_kl": (nats := nats_of(run)),
@@ -132,7 +134,7 @@ def checks(run: Run) -> dict[str, Any]:
 
 
 def estimators(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
-    """Stein errors of each estimator and its distances from the references."""
+    """Stein errors of each estimator, its distances from the references; pairs of `direct`."""
     out: dict[str, Any] = {}
     for name in map(str, dataset.estimator.values):
         numbers: dict[str, Any] = {"against": {}}
@@ -140,6 +142,8 @@ def estimators(run: Run, dataset: xr.Dataset) -> dict[str, Any]:
             numbers["resampled"] = dataset.attrs[f"resampled_{name}"]
         if name != "direct":
             numbers |= _stein(dataset.sel(estimator=name))
+        else:
+            numbers |= pairs_of(dataset)
         for reference in REFERENCES:
             if reference != name and reference in dataset.estimator.values:
                 numbers["against"][reference] = compare(dataset, name, reference)
