@@ -201,6 +201,14 @@ def test_nothing_else_is_called_as_a_field_is(name):
             build_observables([{"kind": kind, "field": field, "name": name}], TWO, None)
 
 
+def test_rows_of_unlike_labels_need_a_field_beside_them():
+    """Of several histograms none can be the root of a tree; spectra share their shells."""
+    with pytest.raises(UserError, match="labels of their own along 'bin'.*name 'field' too"):
+        build_observables(["histogram"], TWO, None)
+    assert len(build_observables(["field", "histogram"], TWO, None)) == 4
+    assert len(build_observables(["spectrum"], TWO, None)) == 2
+
+
 def test_two_observables_never_share_a_group():
     """The later would replace the earlier one in response.zarr."""
     specs = ["mean", {"kind": "spectrum", "field": "u", "name": "mean_u"}]

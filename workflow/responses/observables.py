@@ -74,7 +74,8 @@ def build_observables(
         statistics: of the unperturbed data; None while only the names are checked.
 
     Raises:
-        UserError: an unknown kind or parameter, or two observables of one name.
+        UserError: an unknown kind or parameter, two observables of one name, or several with
+            labels of their own along the same axis and none without.
     """
     found: list[Observable] = []
     fields = {one.name for one in field_observables(saved)}
@@ -102,7 +103,21 @@ def build_observables(
                 f"response.observables: '{groups[group_name(name)]}' and '{name}' would be one "
                 f"group '{group_name(name)}' of response.zarr; give one another name"
             )
+    _refuse_unlike_rows(found)
     return found
+
+
+def _refuse_unlike_rows(observables: Sequence[Observable]) -> None:
+    """The first observable is the root where none is plain, and all groups inherit its labels."""
+    first = observables[0] if observables else None
+    if first is None or not all(one.axis for one in observables):
+        return
+    for one in observables[1:]:
+        if one.axis == first.axis and one.coordinate != first.coordinate:
+            raise UserError(
+                f"response.observables: '{first.name}' and '{one.name}' have labels of their own "
+                f"along '{one.axis}', and nothing else is watched; name 'field' too"
+            )
 
 
 def field_observables(saved: Saved) -> list[Observable]:
@@ -286,7 +301,7 @@ def _histogram(
     """Density of a pixel, mean over the places, from the share of pixels in each bin."""
     bins = int(number(parameters, "bins", BINS, key=key))
     given = parameters.pop("range", None)
-    low, high = 0.0, 1.0
+    low, high = float(field), float(field) + 1.0  # not known yet, and not those of another field
     if given is not None:
         try:
             low, high = (float(v) for v in given)
