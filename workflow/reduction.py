@@ -20,7 +20,8 @@ from workflow.responses.assemble import ErrorBars, assemble
 from workflow.responses.channels import Channels
 from workflow.responses.correlation import pair_counts
 from workflow.responses.labels import ResponseSet, label_responses, outline
-from workflow.responses.observables import Observable, build_observables
+from workflow.responses.observable import Observable
+from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import Perturbation
 from workflow.responses.probes import parse
 from workflow.responses.resampling import (

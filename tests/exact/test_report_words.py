@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from workflow.figures.page import page
-from workflow.figures.words import findings, with_error
+from workflow.figures.phrases import with_error
+from workflow.figures.words import findings
 
 SUMMARY = {
     "system": {"kind": "allen_cahn"},

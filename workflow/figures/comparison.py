@@ -13,9 +13,10 @@ import xarray as xr
 
 from workflow.figures import OTHER_COLOURS, in_order, line, picture
 from workflow.figures.page import document, figure, table
+from workflow.figures.phrases import number, with_error
 from workflow.figures.responses import LAG, pick, space_of, units_words
 from workflow.figures.verdict import verdict
-from workflow.figures.words import REFERENCES, number, with_error
+from workflow.figures.words import REFERENCES
 
 PALETTE = ("#1f5fbf", "#d0342c", "#2a9d3a", *OTHER_COLOURS)
 """One colour for each run."""

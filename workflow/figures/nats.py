@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from workflow.figures import colour, in_order, line, picture, share_legend
-from workflow.figures.words import with_error
+from workflow.figures.phrases import with_error
 
 LOWEST = 1e-4
 """Smallest nats per e-fold of noise that are drawn, and of a mode as a share of the largest."""

@@ -10,8 +10,10 @@ from typing import Any
 from urllib.parse import quote
 
 from workflow.figures import colour, in_order
+from workflow.figures.checked import DATA
+from workflow.figures.phrases import number, with_error
 from workflow.figures.verdict import verdict
-from workflow.figures.words import DATA, REFERENCES, findings, number, with_error
+from workflow.figures.words import REFERENCES, findings
 
 DENSITY = 1.44
 """Pixels of a picture for one of the page: a picture of 12 inches fills a wide page."""

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 
 from workflow.figures import COLOURS, picture
+from workflow.figures.phrases import number
 from workflow.figures.responses import LAG
-from workflow.figures.words import number
 
 
 def effective_pairs(response: xr.Dataset, folder: Path) -> tuple[str, str] | None:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import erfc
 
 from workflow.figures import in_order, line, picture, share_legend
-from workflow.figures.words import number
+from workflow.figures.phrases import number
 
 FEWEST = 5
 """Values beyond a point below which a tail is not drawn."""

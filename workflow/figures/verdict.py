@@ -7,14 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from workflow.figures import in_order
-from workflow.figures.words import (
-    DATA,
-    NOT_GAUSSIAN,
-    REFERENCES,
-    STEIN,
-    failed_checks,
-    with_error,
-)
+from workflow.figures.checked import DATA, NOT_GAUSSIAN, STEIN, failed_checks
+from workflow.figures.phrases import with_error
+from workflow.figures.words import REFERENCES
 
 LEARNED = ("neural", "kgmm")
 

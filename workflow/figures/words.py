@@ -4,54 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from workflow.figures import in_order
+from workflow.figures.checked import Numbers, tested
+from workflow.figures.phrases import count, listed, number, percent, with_error
 
 REFERENCES = {
     "direct": "the direct response (paired perturbed runs)",
     "exact": "the exact score's response",
 }
 """What responses are compared with, most independent first, and how a sentence calls it."""
-
-ROUNDING = 1e-12
-"""What is smaller was not measured: it is how float64 rounds a 0."""
-
-DATA = "data"
-"""Name of the checks that are of the data and not of an estimator."""
-
-STEIN = "-<x s> = 1"
-"""How checks begin that recalibration mends."""
-
-NOT_GAUSSIAN = (
-    "-<x^2 s>",
-    "-<x^3 s>",
-    "<F . s>",
-    "Langevin keeps the kurtosis",
-    "Langevin keeps the q",
-)
-"""How checks begin that the Gaussian score passes where the data are Gaussian only."""
-
-Numbers = Mapping[str, Any]
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """A number in few digits; a dash for what is missing."""
-    if value is None or value != value:
-        return "–"
-    return "< 1e-12" if 0 < abs(value) < ROUNDING else f"{value:.{digits}g}"
-
-
-def with_error(value: Any, error: Any) -> str:
-    """A number and its standard error, both to the last digit that the error leaves certain."""
-    if value is None or value != value:
-        return "–"
-    if not error or error != error or not 1e-4 < abs(error) < 1e4:
-        return number(value) if error is None else f"{number(value)} ± {number(error, 2)}"
-    # Two digits of the error where it starts with 1 or 2, else one more would be noise.
-    first = f"{error:.1e}"
-    decimals = max(0, -int(first.split("e")[1]) + (first[0] in "12"))
-    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
 
 
 def findings(summary: Numbers) -> list[str]:
@@ -77,7 +39,7 @@ def findings(summary: Numbers) -> list[str]:
     told += [_all_pairs(summary), _beyond_gaussian(summary)]
     told += [_stein(summary, estimators), _scores(summary), _nats(summary), _tails(summary)]
     told.append(_resampled(estimators))
-    told += _tested(summary)
+    told += tested(summary)
     return [text for text in told if text]
 
 
@@ -109,7 +71,7 @@ def _agreement(estimators: Numbers, reference: str) -> str:
     if sums:
         ranked = sorted(sums, key=lambda name: float(sums[name]["summed_l2"]))
         text += (
-            f", L2 distance summed over the {_count(len(lags), 'lag')} at which the Gaussian "
+            f", L2 distance summed over the {count(len(lags), 'lag')} at which the Gaussian "
             f"score is significantly off: {', '.join(f'{n} {_distance(sums[n])}' for n in ranked)}"
         )
     else:
@@ -124,7 +86,7 @@ def _agreement(estimators: Numbers, reference: str) -> str:
 def _distance(one: Numbers) -> str:
     value = with_error(one["summed_l2"], one.get("summed_l2_standard_error"))
     share = one.get("relative_l2")
-    return value if share is None else f"{value} ({_percent(share)} of the response)"
+    return value if share is None else f"{value} ({percent(share)} of the response)"
 
 
 def _largest(one: Numbers) -> str:
@@ -148,7 +110,7 @@ def _verdicts(against: Numbers) -> str:
         else:
             verdict = f"off by more than three standard errors at {different} of {compared} lags"
         told.setdefault(verdict, []).append(name)
-    parts = [f"{_listed(n)} {'is' if len(n) == 1 else 'are'} {v}" for v, n in told.items()]
+    parts = [f"{listed(n)} {'is' if len(n) == 1 else 'are'} {v}" for v, n in told.items()]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
@@ -214,12 +176,12 @@ def _beyond_gaussian(summary: Numbers) -> str:
             text = f"The {name} response is nowhere beyond sampling noise of the Gaussian one"
         elif len(shares) == 1:
             text = f"The {name} response differs from the Gaussian one beyond sampling noise"
-            text += f", at {_percent(beyond[0])} of the lags"
+            text += f", at {percent(beyond[0])} of the lags"
         else:
             share, pair = max(shares, key=lambda one: one[0])
             text = f"The {name} response differs from the Gaussian one beyond sampling noise for "
             text += f"{len(beyond)} of {len(shares)} pairs of a perturbation and an observable "
-            text += f"(most for {pair}, at {_percent(share)} of the lags)"
+            text += f"(most for {pair}, at {percent(share)} of the lags)"
         parts.append(f"{text}.")
     return " ".join(parts)
 
@@ -326,79 +288,8 @@ def _tails(summary: Numbers) -> str:
     ]
     floor = number(found[ranked[0]]["floor"], 2)
     told_apart = [n for n in ranked if found[n]["low"] > found[n]["floor_high"]]
-    text = f"{_listed(told_apart)} seen to differ" if told_apart else "none is told from the data"
+    text = f"{listed(told_apart)} seen to differ" if told_apart else "none is told from the data"
     return (
         "Samples of the learned densities: mean squared log error of the quantiles beyond 95 % "
         f"{', '.join(parts)}; two sets of data have {floor}, {text}."
     )
-
-
-def _tested(summary: Numbers) -> list[str]:
-    """Which scores, or data, fail a check, and what follows from that."""
-    found = summary.get("checks") or {}
-    told, passed = [], []
-    for name in [*(n for n in (DATA,) if n in found), *in_order(set(found) - {DATA})]:
-        judged = [one for one in found[name] if one.get("passed") is not None]
-        failed = [one for one in judged if not one["passed"]]
-        if failed:
-            told.append(_failure(name, failed, len(judged), bool(summary.get("recalibrated"))))
-        elif judged:
-            passed.append(f"the {name}" if name == DATA else name)
-    if passed:
-        told.append(f"All checks of {_listed(passed)} pass, within four standard errors.")
-    return told
-
-
-def failed_checks(summary: Numbers, name: str) -> list[Numbers]:
-    """What an estimator, or the data, failed."""
-    found = (summary.get("checks") or {}).get(name) or []
-    return [one for one in found if one.get("passed") is False]
-
-
-def _failure(name: str, failed: Sequence[Numbers], judged: int, recalibrated: bool) -> str:
-    """What a failed check says of a score, or of the data."""
-    worst = max(failed, key=lambda one: math.inf if one.get("z") is None else abs(one["z"]))
-    reason, share = _off(worst), f"{len(failed)} of {_count(judged, 'check')}"
-    if name == DATA:
-        return (
-            f"Do not trust any of these responses, because the data are not stationary: {reason}. "
-            "A longer spin-up, or data without their trend, would be."
-        )
-    if name == "exact":
-        return (
-            f"The exact score fails {share}, worst {reason}: the ensemble is not in the stationary "
-            "state of the formula; it needs a longer spin-up or a shorter time step."
-        )
-    if name == "gaussian":
-        proofs = [one for one in failed if str(one["name"]).startswith(NOT_GAUSSIAN)]
-        if proofs:
-            return (
-                f"The data are not Gaussian: the Gaussian score fails {share}, such as "
-                f"{_off(proofs[0])}. Its response is an approximation."
-            )
-    if recalibrated and all(str(one["name"]).startswith(STEIN) for one in failed):
-        return f"The raw {name} score fails {reason}; recalibration mends that, at lag 0."
-    return f"Do not trust {name} blindly, because it fails {share}, worst {reason}."
-
-
-def _off(check: Numbers) -> str:
-    """A failed check in numbers."""
-    name, z = check["name"], check.get("z")
-    if z is None or check.get("value") is None:
-        note = check.get("note")
-        return f"{name} ({note})" if note else str(name)
-    value = with_error(check["value"], check.get("standard_error"))
-    wanted = number(check.get("expected"))
-    return f"{name} ({value} instead of {wanted}, {number(abs(z), 2)} standard errors)"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %" if share >= 0.095 else f"{100 * share:.2g} %"
-
-
-def _count(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from workflow.responses.observables import Observable
+from workflow.responses.observable import Observable
 from workflow.responses.resampling import Units
 from workflow.responses.sources import Floats, Source
 from workflow.responses.statistics import critical_value, distance, with_interval

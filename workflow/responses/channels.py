@@ -22,7 +22,8 @@ from torch import Tensor
 
 from workflow.interfaces import Saved
 from workflow.responses.divergence import Seed
-from workflow.responses.observables import Observable, field_observables
+from workflow.responses.observable import Observable
+from workflow.responses.observables import field_observables
 from workflow.responses.perturbations import Perturbation
 
 FULL_MATRIX = 64

@@ -18,7 +18,7 @@ from scipy import fft
 from workflow.interfaces import SPACE
 from workflow.responses.assemble import Estimated
 from workflow.responses.channels import Channels
-from workflow.responses.observables import Observable
+from workflow.responses.observable import Observable
 from workflow.responses.pairs import enough
 from workflow.responses.probes import group_name
 from workflow.responses.sources import Learned, Paired, Source

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from workflow.responses.channels import Channels
 from workflow.responses.control_variates import control_by_stein
-from workflow.responses.observables import Observable
+from workflow.responses.observable import Observable
 from workflow.responses.pairs import PairMoments
 from workflow.responses.resampling import Units, jackknife_weights, ratio
 from workflow.responses.stein import (

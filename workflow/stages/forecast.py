@@ -21,7 +21,7 @@ from hpc.stores import open_store
 from workflow.interfaces import SPACE, UserError
 from workflow.responses.channels import Channels
 from workflow.responses.forecast import forecast_run
-from workflow.responses.observables import Observable
+from workflow.responses.observable import Observable
 from workflow.responses.probes import group_name, nearest, read_array
 from workflow.responses.sources import Floats, Source
 from workflow.runs import Run
