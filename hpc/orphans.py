@@ -19,9 +19,10 @@ from distributed.comm import get_address_host_port
 
 REFUSED = 20.0
 """Seconds of refusals after which nobody is expected any more."""
-NOT_YET = {Status.undefined, Status.created, Status.init, Status.starting}
 PAUSE = 2.0
 """Seconds between two tries."""
+NOT_YET = {Status.undefined, Status.created, Status.init, Status.starting}
+"""Of a nanny whose worker is not at work."""
 
 
 def dask_setup(nanny: distributed.Nanny) -> None:

@@ -175,24 +175,12 @@ comm.barrier()
 """
 
 
-def test_ranks_reduce_gradients_on_a_gpu(tmp_path):
+def test_ranks_reduce_gradients_on_a_gpu(tmp_path, two_ranks):
     """Two ranks share the device; bits of the ordered mean, staged or by CUDA-aware MPI."""
-    pytest.importorskip("mpi4py", reason="no mpi4py")
-    launch = pytest.importorskip("hpc.launch", reason="no psutil")
-    launchers = pytest.importorskip("hpc.launchers", reason="no psutil")
-    try:
-        launchers.find_mpiexec()
-    except launch.LaunchError as error:
-        pytest.skip(str(error))
+    launch, layout = two_ranks
     (tmp_path / "cuda_rank.py").write_text(RANK)
     variables = {"PYTHONPATH": str(tmp_path)}
-    launch.launch_ranks(
-        "cuda_rank",
-        [],
-        layout=launchers.Layout(2),
-        log=tmp_path / "log",
-        environment=variables,
-    )
+    launch("cuda_rank", [], layout=layout, log=tmp_path / "log", environment=variables)
 
 
 def test_a_network_and_its_buffers_move_together(x):

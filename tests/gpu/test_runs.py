@@ -38,15 +38,10 @@ def run_all(folder, *overrides):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_run_trains_and_scores_on_the_gpu(tmp_path, ranks):
+def test_a_run_trains_and_scores_on_the_gpu(tmp_path, ranks, request):
     """All stages end, twice; the stored scores are those of the CPU to 1e-4."""
     if ranks == 2:
-        launchers = pytest.importorskip("hpc.launchers", reason="no psutil")
-        launch = pytest.importorskip("hpc.launch", reason="no psutil")
-        try:
-            launchers.find_mpiexec()
-        except launch.LaunchError as error:
-            pytest.skip(str(error))
+        request.getfixturevalue("two_ranks")
     done = run_all(tmp_path, f"score.train.ranks={ranks}")
     assert done.returncode == 0, done.stderr + done.stdout
     again = run_all(tmp_path, f"score.train.ranks={ranks}")
