@@ -125,14 +125,18 @@ def _batches(places: range, size: int) -> Iterator[range]:
 
 def _normals(run: Run, place: int, shape: tuple[int, ...]) -> Tensor:
     """Noise of one snapshot at every level: a function of the seed and its place."""
-    bits = np.random.Philox(key=[run.experiment.seed, place], counter=[0, 0, STREAM, 0])
-    return torch.from_numpy(np.random.Generator(bits).standard_normal(shape, dtype=np.float32))
+    drawn = _generator(run, place, STREAM).standard_normal(shape, dtype=np.float32)
+    return torch.from_numpy(drawn)
 
 
 def _uniforms(run: Run, place: int, shape: tuple[int, ...]) -> Tensor:
     """The same for the clocks of jumps."""
-    bits = np.random.Philox(key=[run.experiment.seed, place], counter=[0, 0, JUMPS, 0])
-    return torch.from_numpy(np.random.Generator(bits).random(shape))
+    return torch.from_numpy(_generator(run, place, JUMPS).random(shape))
+
+
+def _generator(run: Run, place: int, stream: int) -> np.random.Generator:
+    key = [run.experiment.seed, place]
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, stream, 0]))
 
 
 def _prior_mismatch(white: Tensor, process: ForwardProcess) -> Tensor:
