@@ -25,6 +25,7 @@ from hpc.job_script import Jobs
 from hpc.logs import LogFile
 from hpc.rank import ONE_THREAD
 from hpc.slurm_pool import slurm_client
+from hpc.stopping import unbroken
 
 LOGGERS = ("distributed", "bokeh", "tornado", "asyncio")
 
@@ -85,15 +86,16 @@ def local_client(jobs: Jobs, *, workers: int, log_dir: Path | None) -> Iterator[
     with contextlib.ExitStack() as stack:
         try:
             # Started without workers: one that dies at birth would fail the whole cluster.
-            cluster = distributed.LocalCluster(
-                n_workers=0,
-                threads_per_worker=jobs.cores or 1,
-                memory_limit=jobs.memory or "auto",
-                processes=True,
-                dashboard_address="127.0.0.1:0" if has_pages() else None,
-                death_timeout=BIRTH,
-            )
-            stack.callback(_close, cluster)
+            with unbroken():  # half a scheduler could not be closed
+                cluster = distributed.LocalCluster(
+                    n_workers=0,
+                    threads_per_worker=jobs.cores or 1,
+                    memory_limit=jobs.memory or "auto",
+                    processes=True,
+                    dashboard_address="127.0.0.1:0" if has_pages() else None,
+                    death_timeout=BIRTH,
+                )
+                stack.callback(_close, cluster)
             client = distributed.Client(cluster)
             stack.callback(_close, client)
             stack.enter_context(_kept_at(cluster, workers))

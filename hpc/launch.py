@@ -25,6 +25,7 @@ from hpc.launchers import Layout, command
 from hpc.logs import OWN
 from hpc.notice import Notice
 from hpc.rank import ADVICE, BEGAN, ENDED, MARKS_VARIABLE, ONE_THREAD, RANKS_VARIABLE
+from hpc.stopping import unbroken
 
 GRACE = 5.0
 """Seconds between asking ranks to end and killing them."""
@@ -222,18 +223,19 @@ def _running(
     """
     expired: list[float] = []
     driver = os.getpid()
-    process = subprocess.Popen(
-        command,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        # Ctrl-C reaches only the driver, which then stops the ranks in order.
-        start_new_session=True,
-        preexec_fn=lambda: _die_with(driver),
-    )
+    with unbroken():  # an exception in the middle of a fork is dropped
+        process = subprocess.Popen(
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            # Ctrl-C reaches only the driver, which then stops the ranks in order.
+            start_new_session=True,
+            preexec_fn=lambda: _die_with(driver),
+        )
 
     def expire(seconds: float, over: Callable[[], bool]) -> None:
         if over():

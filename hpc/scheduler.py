@@ -13,6 +13,7 @@ from distributed.utils import get_ip
 from hpc.credentials import Credentials
 from hpc.errors import MachineError
 from hpc.pool import PoolClient
+from hpc.stopping import unbroken
 
 
 @contextlib.contextmanager
@@ -32,15 +33,16 @@ def open_scheduler(
     interface = options.get("interface", interface)
     where = {"interface": interface} if interface else {"host": options.get("host") or get_ip()}
     try:
-        cluster = distributed.LocalCluster(
-            n_workers=0,
-            processes=True,
-            protocol="tls://",
-            security=credentials.security,
-            scheduler_port=options.get("port", 0),
-            dashboard_address="127.0.0.1:0",
-            **where,
-        )
+        with unbroken():  # half a scheduler could not be closed
+            cluster = distributed.LocalCluster(
+                n_workers=0,
+                processes=True,
+                protocol="tls://",
+                security=credentials.security,
+                scheduler_port=options.get("port", 0),
+                dashboard_address="127.0.0.1:0",
+                **where,
+            )
     except (OSError, RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())
         raise MachineError(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hpc.errors import TRY_AGAIN, CorruptBlock, MachineError
-from hpc.stopping import Stopped, last_words, stop_tidily
+from hpc.stopping import Stopped, stop_tidily
 from workflow import __version__
 from workflow.cli_catalog import archive, catalog
 from workflow.cli_cluster import cancel, submit
@@ -376,7 +376,7 @@ def main() -> None:
     except OSError as error:
         _leave(f"{error}; mend that and run the same command again", TRY_AGAIN)
     except Stopped as stopped:
-        print(last_words(stopped.number), file=sys.stderr)
+        print(stopped.heard(), file=sys.stderr)
         sys.exit(128 + stopped.number)
 
 

@@ -78,14 +78,14 @@ print("ended", flush=True)
 
 COMMAND = """
 import sys
-from hpc.stopping import Stopped, last_words, stop_tidily
+from hpc.stopping import Stopped, stop_tidily
 stop_tidily()
 try:
     import slow
     while True:
         pass
 except Stopped as stopped:
-    print(last_words(stopped.number), file=sys.stderr)
+    print(stopped.heard(), file=sys.stderr)
     sys.exit(128 + stopped.number)
 """
 
@@ -102,4 +102,105 @@ def test_a_signal_waits_for_the_end_of_an_import(number, tmp_path):
     finally:
         process.kill()
     assert told == ("ended\n", LINE.format(number.name))
+    assert process.returncode == 128 + number
+
+
+IN_A_FINALISER = """
+import os, signal, sys, time
+from hpc.stopping import Stopped, stop_tidily
+stop_tidily()
+
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{number})
+
+try:
+    Finalised()
+    time.sleep({patience})
+except Stopped as stopped:
+    print(stopped.heard(), file=sys.stderr)
+    sys.exit(128 + stopped.number)
+"""
+
+IN_AN_EXTENSION = """
+import os, signal, sys, time
+from hpc.stopping import Stopped, stop_tidily
+
+def kind(_value):
+    os.kill(os.getpid(), signal.{number})
+
+stop_tidily()
+try:
+    try:
+        kind(1)
+    except BaseException:
+        pass  # as compiled code does
+    time.sleep({patience})
+except Stopped as stopped:
+    print(stopped.heard(), file=sys.stderr)
+    sys.exit(128 + stopped.number)
+"""
+
+IN_A_VALIDATION = """
+import os, signal, sys, time
+import pydantic
+from hpc.stopping import Stopped, stop_tidily
+from typing import Annotated
+
+def kind(_value):
+    os.kill(os.getpid(), signal.{number})
+    return "a"
+
+Both = Annotated[
+    Annotated[int, pydantic.Tag("a")] | Annotated[str, pydantic.Tag("b")],
+    pydantic.Discriminator(kind),
+]
+
+class Model(pydantic.BaseModel):
+    it: Both
+
+value = Model.model_construct(it=1)
+stop_tidily()
+try:
+    print(value.model_dump())
+    time.sleep({patience})
+except Stopped as stopped:
+    print(stopped.heard(), file=sys.stderr)
+    sys.exit(128 + stopped.number)
+"""
+
+WHOLE = """
+import os, signal, sys, time
+from hpc.stopping import Stopped, stop_tidily, unbroken
+stop_tidily()
+try:
+    with unbroken():
+        os.kill(os.getpid(), signal.{number})
+        time.sleep(0.5)
+        print("whole")
+    time.sleep({patience})
+except Stopped as stopped:
+    print(stopped.heard(), file=sys.stderr)
+    sys.exit(128 + stopped.number)
+"""
+
+
+BAD_MOMENTS = [
+    (IN_A_FINALISER, ""),
+    (IN_AN_EXTENSION, ""),
+    (IN_A_VALIDATION, "{'it': 1}\n"),
+    (WHOLE, "whole\n"),
+]
+
+
+@pytest.mark.parametrize("number", STOPPING, ids=lambda n: n.name)
+@pytest.mark.parametrize(("code", "said"), BAD_MOMENTS)
+def test_a_signal_at_a_bad_moment_is_heard_after_it(code, said, number, tmp_path):
+    """Finalisers and extensions drop what is raised in them, and some things are done whole."""
+    process = started(code.format(number=number.name, patience=PATIENCE), cwd=tmp_path)
+    try:
+        told = process.communicate(timeout=PATIENCE / 2)
+    finally:
+        process.kill()
+    assert told == (said, LINE.format(number.name))
     assert process.returncode == 128 + number
