@@ -30,7 +30,12 @@ class EnsembleConfig(Strict):
     length: float = Field(2000.0, gt=0)
     save_every: float = Field(1.0, gt=0)
     dtype: Literal["float32", "float64"] = "float32"
-    chunk: Bytes = Field(16 * 2**20, ge=1024, validate_default=True)
+    chunk: Bytes | None = Field(
+        None,
+        ge=1024,
+        description="bytes of a file, which is a segment of simulation; by default 16MiB, less or "
+        "more where a pilot says that this would last over 2 minutes or under 2 seconds",
+    )
     checksum: Literal["crc32c"] = "crc32c"
 
 

@@ -25,9 +25,10 @@ from workflow.dynamics import build_system, parameters_of
 from workflow.dynamics.engines import fastest_engine
 from workflow.interfaces import HasExactScore, UserError
 from workflow.loading import read_own
+from workflow.pilot import chunk_for
 from workflow.recorded import find, saved_of
 from workflow.responses.perturbations import usual_perturbation
-from workflow.runs import Run
+from workflow.runs import USUAL_CHUNK, Run
 from workflow.sites import fill, forget_defaults
 
 
@@ -67,12 +68,12 @@ def open_run(
 def open_experiment(experiment: Experiment, runs: Path, where: Path) -> Run:
     """The run of a parsed experiment; paths in it are relative to `where`. As `open_run`."""
     resolved = experiment.model_dump(mode="json")
+    began = _begun(runs / experiment.name)
     if experiment.system is not None:
         system = build_system(experiment.system)
         resolved["system"] = parameters_of(system, experiment.system)
         if experiment.ensemble.engine == "auto":
-            began = _engine_of(runs / experiment.name)
-            resolved["ensemble"]["engine"] = began or fastest_engine(system)
+            resolved["ensemble"]["engine"] = began.get("engine") or fastest_engine(system)
     if experiment.data is not None:
         data, decided = find(experiment.data, where)
         resolved["data"] = data.model_dump(mode="json")
@@ -84,9 +85,12 @@ def open_experiment(experiment: Experiment, runs: Path, where: Path) -> Run:
             spec["file"] = str((where / str(spec["file"])).resolve())
     if "estimators" not in experiment.response.model_fields_set:
         resolved["response"]["estimators"] = _possible_estimators(experiment, resolved)
-    experiment = parse_experiment(resolved)
-    run = Run(runs / experiment.name, experiment)
+    run = Run(runs / experiment.name, parse_experiment(resolved))
     check(run)
+    if run.experiment.ensemble.chunk is None:
+        chunk = began.get("chunk") or (chunk_for(run) if experiment.system else USUAL_CHUNK)
+        resolved["ensemble"]["chunk"] = chunk
+        run = Run(run.folder, parse_experiment(resolved))
     _refuse_changed_science(run)
     return run
 
@@ -102,13 +106,13 @@ def _possible_estimators(experiment: Experiment, resolved: Mapping[str, Any]) ->
     return names
 
 
-def _engine_of(folder: Path) -> str | None:
-    """The engine that a run began with; None where there is none."""
+def _begun(folder: Path) -> dict[str, Any]:
+    """What the ensemble of a run that has begun keeps to; empty where there is none."""
     path = folder / "experiment.yaml"
-    if not path.is_file():
-        return None
-    engine: str | None = read_own(path, yaml.safe_load).get("ensemble", {}).get("engine")
-    return engine
+    found: dict[str, Any] = {}
+    if path.is_file():
+        found = read_own(path, yaml.safe_load).get("ensemble", {})
+    return found
 
 
 def _refuse_changed_science(run: Run) -> None:

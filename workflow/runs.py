@@ -28,6 +28,9 @@ Notify = Callable[[str, int, int], None]
 ENOUGH_MEMBERS = 8
 """Members from which on they alone make the error bars."""
 
+USUAL_CHUNK = 16 * 2**20
+"""Bytes of a chunk."""
+
 RIVALS = "rivals"
 """Folder of a run with the runs of its rivals."""
 
@@ -147,11 +150,20 @@ class Run:
         return [range(i, min(i + size, members)) for i in range(0, members, size)]
 
     @property
+    def chunk(self) -> int:
+        """Bytes of a chunk; one that no pilot has chosen has the usual size."""
+        return self.experiment.ensemble.chunk or USUAL_CHUNK
+
+    @property
     def chunk_times(self) -> int:
         """Saved times in a chunk, which is one segment of simulation."""
+        return self.chunk_times_of(self.chunk)
+
+    def chunk_times_of(self, chunk: int) -> int:
+        """Saved times in a chunk of so many bytes, at least one."""
         config = self.experiment.ensemble
         snapshot = self.saved.numbers // len(self.saved.fields) * np.dtype(config.dtype).itemsize
-        return max(1, config.chunk // (snapshot * min(config.group, config.members)))
+        return max(1, chunk // (snapshot * min(config.group, config.members)))
 
     @property
     def segments(self) -> int:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from typing import Any
 
 import numpy as np
-import torch
 
 from hpc import slurm
 from hpc.errors import MachineError
-from workflow.dynamics.engines import stepper
-from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
-from workflow.interfaces import DTYPES, UserError
+from workflow.interfaces import UserError
 from workflow.loading import load_run
+from workflow.pilot import seconds_per_member_step
 from workflow.rivals import learned_of, rivals_of
 from workflow.runs import Run
 from workflow.stages.pipeline import expected_blocks
@@ -86,13 +83,13 @@ def refuse_many_files(run: Run) -> None:
 
 def too_many_files(run: Run) -> str | None:
     """A line if a run writes more than `MOST_FILES` chunks: how many, and what to change."""
-    files, config = chunk_files(run), run.experiment.ensemble
+    files, group = chunk_files(run), run.experiment.ensemble.group
     if files <= MOST_FILES:
         return None
     return (
         f"{run.experiment.name} writes {files} chunk files, more than {MOST_FILES}, and quotas "
-        f"count files; raise ensemble.chunk={config.chunk // 2**10}KiB or "
-        f"ensemble.group={config.group}"
+        f"count files; raise ensemble.chunk={run.chunk // 2**10}KiB or "
+        f"ensemble.group={group}"
     )
 
 
@@ -128,7 +125,7 @@ def _cost(run: Run) -> dict[str, float]:
     pairs = sum(map(len, run.round_blocks)) * e.ensemble.members
     kicks = len(e.response.perturbations) if "direct" in e.response.estimators else 0
     direct_steps = 2 * pairs * run.direct_lags * run.steps_per_save * kicks
-    cost = _seconds_per_member_step(run)
+    cost = seconds_per_member_step(run, PILOT_SECONDS)
     simulate = cost * steps * e.ensemble.members / 3600
     direct = cost * direct_steps / 3600
     return {
@@ -148,24 +145,3 @@ def node_cores() -> int:
             if numbers:
                 return numbers[0]
     return os.cpu_count() or 1
-
-
-def _seconds_per_member_step(run: Run) -> float:
-    e, members = run.experiment, list(run.groups[0])
-    torch.set_num_threads(1)
-    shape, dtype = run.system.initial_shape, DTYPES[e.ensemble.dtype]
-    start = NoiseStream(e.seed, members, stream=INITIAL, shape=shape, dtype=dtype).at(0)
-    way = stepper(
-        e.ensemble.engine,
-        run.system,
-        run.system.initial(start),
-        seed=e.seed,
-        members=members,
-        stream=FORCING,
-    )
-    way.advance(0, 1)
-    started, steps = time.perf_counter(), 0
-    while time.perf_counter() - started < PILOT_SECONDS:
-        way.advance(steps, 1)
-        steps += 1
-    return (time.perf_counter() - started) / steps / len(members)
