@@ -89,6 +89,14 @@ def test_the_report_says_from_which_lag_on_not_to_trust_it(well):
     assert line in page and "where they are fewest" in page
 
 
+def test_a_response_is_compared_only_where_there_are_enough_pairs(well):
+    told = summary(well)
+    first = told["estimators"]["direct"]["few_pairs_from"]
+    against = told["estimators"]["gaussian"]["against"]["direct"]
+    assert against["compared_lags"] == sum(0 < lag < first for lag in told["lag"]) > 0
+    assert max(against["different_lags"] + against["summed_lags"], default=0) < first
+
+
 def test_pairs_of_an_earlier_layout_are_reported_as_they_are_and_made_again(well, tmp_path, client):
     """Without moments: the report has no word of them; the next run of the stage has them."""
     shutil.copytree(well.folder.parent, tmp_path / "runs")

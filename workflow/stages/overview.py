@@ -156,7 +156,8 @@ def compare(dataset: xr.Dataset, name: str, reference: str) -> dict[str, Any]:
     Returns:
         Lists per lag: `l2`, `linf`, `l2_corrected` with `_standard_error`, and `reference_norm`,
         the L2 norm of the reference without its noise. `compared_lags`: number of lags after 0
-        where both are known; `different_lags`: those where the distance is significant.
+        where both are known, the direct one from enough pairs; `different_lags`: those where the
+        distance is significant.
         `summed_<l2|linf|l2_corrected>` with a bound on the standard error, and `relative_l2`,
         the sum of L2 over the sum of the reference's norm.
     """
@@ -168,6 +169,8 @@ def compare(dataset: xr.Dataset, name: str, reference: str) -> dict[str, Any]:
     norm = _norm(dataset.sel(estimator=reference))
     numbers["reference_norm"] = norm.values.tolist()
     known = one.l2.notnull() & (dataset.lag > 0)
+    if reference == "direct":
+        known &= _enough_pairs(dataset)
     numbers["compared_lags"] = int(known.sum())
     numbers["different_lags"] = dataset.lag[known & _significant(one)].values.tolist()
     summed = xr.zeros_like(known)
@@ -184,6 +187,12 @@ def compare(dataset: xr.Dataset, name: str, reference: str) -> dict[str, Any]:
         total = numbers[f"summed_l2{end}"]
         numbers[f"relative_l2{end}"] = total / size if total is not None and size > 0 else None
     return numbers
+
+
+def _enough_pairs(one: xr.Dataset) -> xr.DataArray:
+    """Lags at which the direct response to one kick is to be trusted."""
+    first = pairs_of(one).get("few_pairs_from")
+    return xr.ones_like(one.lag, dtype=bool) if first is None else one.lag < first
 
 
 def _significant(one: xr.Dataset) -> xr.DataArray:
