@@ -269,6 +269,8 @@ def _held_out(run: Run) -> list[Check]:
         f"at step {best['step']}, whose parameters are used; {last['test_loss']:g} at the last "
         f"step {last['step']}; -1 is the loss of the score that training starts from"
     )
+    if best["step"] == 0:
+        note += "; training did not lower it, so the learned score is what it started from"
     loss = float(best["test_loss"])
     return [Check("loss on held-out data", loss, math.nan, math.nan, math.nan, None, note)]
 

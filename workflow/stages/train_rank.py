@@ -82,6 +82,7 @@ def train_rank(run: Run, comm: Comm, watchdog: Watchdog) -> None:
     resume(run, trainer, watch)
     watch.cut()
     comm.barrier()
+    watch.begin()
     while trainer.step < config.steps and not (watch.enough or gradients.stopping):
         step = trainer.advance()
         watchdog.beat()

@@ -61,14 +61,21 @@ class Watch:
         """Whether the held-out loss has not fallen for so long that training should stop."""
         return self._patience is not None and self.best.waited >= self._patience
 
+    def begin(self) -> None:
+        """Judge what a new training starts from: unless it does better, that stays the best."""
+        if self._trainer.step == 0:
+            found = self._validate()
+            line = {"step": 0, "skipped": 0, **_told(found)}
+            if self._comm.rank == 0:
+                self._write(line)
+
     def note(self, step: Step, *, validate: bool) -> None:
         """Log a step; with `validate`, judge the averaged parameters on what was held out."""
         trainer = self._trainer
         line: dict[str, Any] = {"step": trainer.step, "loss": _rounded(step.loss)}
         line |= {"norm": _rounded(step.norm), "skipped": trainer.skipped}
         if validate:
-            found = self._validate()
-            line |= {"test_loss": _rounded(found.loss), "stein": [*map(_rounded, found.stein)]}
+            line |= _told(self._validate())
         if trainer.micro_batch < self._micro:
             print(
                 f"out of memory: {trainer.micro_batch} network calls at a time instead of "
@@ -92,7 +99,8 @@ class Watch:
         """Drop lines of the log beyond the trainer's step: those steps will be made again."""
         if self._comm.rank == 0 and self._log.is_file():
             lines = [text for text in self._log.read_text().splitlines() if text.endswith("}")]
-            kept = [text for text in lines if json.loads(text)["step"] <= self._trainer.step]
+            until = self._trainer.step or -1  # the start is judged again
+            kept = [text for text in lines if json.loads(text)["step"] <= until]
             atomic_write_bytes(self._log, "".join(f"{text}\n" for text in kept).encode())
 
     def _validate(self) -> Validation:
@@ -111,6 +119,10 @@ class Watch:
         print(json.dumps({**line, "seconds": round(now - self._started, 1)}), flush=True)
         with self._log.open("a") as file:
             file.write(f"{json.dumps(line)}\n")
+
+
+def _told(found: Validation) -> dict[str, Any]:
+    return {"test_loss": _rounded(found.loss), "stein": [*map(_rounded, found.stein)]}
 
 
 def _rounded(value: float) -> float | None:
