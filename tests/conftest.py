@@ -3,6 +3,7 @@
 And a private Slurm for the tests that need one.
 """
 
+import logging
 import os
 import random
 import shutil
@@ -112,9 +113,20 @@ def small_yaml():
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory):
-    """A finished run with a group of spectra, for those who only read it: a few seconds."""
+def client():
+    """A Dask client in this process: a worker process costs seconds before its first block."""
     import distributed
+
+    given = {"processes": False, "n_workers": 1, "threads_per_worker": 1}
+    # Neither lazy arrays nor the stderr of other tests are its business.
+    apart = {"set_as_default": False, "silence_logs": logging.CRITICAL}
+    with distributed.Client(**given, **apart, dashboard_address=":0") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, client):
+    """A finished run with a group of spectra, for those who only read it: a few seconds."""
     import yaml
 
     from workflow.opening import open_run
@@ -135,8 +147,5 @@ def small_run(tmp_path_factory):
     }
     (home / "small.yaml").write_text(yaml.safe_dump(experiment))
     run = open_run(str(home / "small.yaml"), home / "runs")
-    with distributed.Client(
-        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0"
-    ) as client:
-        run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
+    run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
     return run
