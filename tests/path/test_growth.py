@@ -48,6 +48,7 @@ SHORT = {
     "score": {"estimator": "gaussian"},
     "response": {"estimators": ["gaussian", "direct"], "max_lag": 2.0},
     "direct": {"pairs": 8},
+    "report": {"format": ["json"]},
 }
 LARGER = "ensemble.members=8", "ensemble.length=12.0"
 
