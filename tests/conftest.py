@@ -21,6 +21,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 DEV = Path(__file__).parents[1] / "slurm" / "dev"
 NODES = 3
+SLOWEST = (
+    *("test_run.py", "test_bad_input.py", "test_train_slurm.py", "test_submit.py"),
+    *("test_docs.py", "test_slurm_pool.py", "test_slurm_run.py", "test_samples.py"),
+)
+"""Files of a minute or more, the longest first."""
+
+
+def pytest_collection_modifyitems(items):
+    """The slowest files first: one that starts last leaves the other workers idle at the end."""
+    rank = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def free_ports(count):

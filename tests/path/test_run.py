@@ -56,7 +56,7 @@ DECKS = {
 """What is killed, in random order."""
 LAUNCHERS = ("mpiexec", "mpiexec.hydra", "mpirun", "prterun", "hydra_pmi_proxy")
 ALONE = "cluster.simulate.workers=1", "cluster.analyse.workers=1"
-PATIENCE = 240
+PATIENCE = 400
 
 
 def gfdt(*arguments, cwd):
