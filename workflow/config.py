@@ -33,8 +33,8 @@ class EnsembleConfig(Strict):
     chunk: Bytes | None = Field(
         None,
         ge=1024,
-        description="bytes of a file, which is a segment of simulation; by default 16MiB, less or "
-        "more where a pilot says that this would last over 2 minutes or under 2 seconds",
+        description="bytes of a file, which is a segment of simulation; by default 16MiB, less "
+        "where a pilot says that this would last over 2 minutes",
     )
     checksum: Literal["crc32c"] = "crc32c"
 

@@ -11,11 +11,8 @@ from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 from workflow.interfaces import DTYPES
 from workflow.runs import USUAL_CHUNK, Run
 
-LARGEST_CHUNK = 4 * USUAL_CHUNK
-"""Bytes: what a worker or a rank still reads at once without thinking."""
-
-SHORTEST, LONGEST = 2.0, 120.0
-"""Seconds of a segment: what handing it out costs is 20 ms, and a worker that dies loses it."""
+LONGEST = 120.0
+"""Seconds of a segment: a worker that dies loses it, and a job must last for some."""
 
 TRIFLE = 1e8
 """Numbers stepped, members times grid times steps, that take no pilot: seconds at most."""
@@ -49,10 +46,10 @@ def seconds_per_member_step(run: Run, patience: float) -> float:
 
 
 def chunk_for(run: Run, patience: float = 0.1) -> int:
-    """Bytes of a chunk whose segment lasts between `SHORTEST` and `LONGEST` seconds here.
+    """Bytes of a chunk whose segment lasts at most `LONGEST` seconds here.
 
-    Powers of two times the usual 16 MiB, which stay wherever they can; at most 64 MiB, and a
-    segment is at least one saved interval.
+    The usual ones wherever they do, else halves of them; a segment is at least one saved interval.
+    Larger ones would not be faster: memory of their size is not kept (`hpc.rank.ONE_THREAD`).
     """
     chunk, members = USUAL_CHUNK, len(run.groups[0])
     steps = run.spinup_steps + run.times * run.steps_per_save
@@ -62,6 +59,4 @@ def chunk_for(run: Run, patience: float = 0.1) -> int:
     whole = interval * run.chunk_times_of(chunk)
     while whole > LONGEST and run.chunk_times_of(chunk) > 1:
         chunk, whole = chunk // 2, whole / 2
-    while whole < SHORTEST and chunk < LARGEST_CHUNK:
-        chunk, whole = chunk * 2, whole * 2
     return chunk

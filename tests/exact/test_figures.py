@@ -272,7 +272,7 @@ def test_a_sum_over_no_significant_lag_is_null():
     assert found["summed_lags"] == found["different_lags"] == []
     assert found["compared_lags"] == 30
     keys = [key for key in found if key.startswith(("summed_l", "relative")) and "lags" not in key]
-    assert len(keys) == 8 and all(found[key] is None for key in keys)
+    assert len(keys) == 9 and all(found[key] is None for key in keys)
     assert compare(_noisy(ALL[1:], off=9.0), "neural", "direct")["summed_l2"] is None
 
 
@@ -286,12 +286,36 @@ def test_a_sum_holds_the_lags_known_to_both():
     assert len(compare(data, "neural", "exact")["summed_lags"]) == 40
 
 
-def test_the_share_of_the_response_has_its_noise_taken_out():
+def test_the_distance_as_a_share_has_the_noise_of_both_taken_out():
     data = _noisy(ALL, off=3.1)
     found = compare(data, "neural", "exact")
     one = data.isel(perturbation=0, observable=0).sel(estimator="exact")
-    norm = np.sqrt((one.response**2 - 0.004**2).sum("dx").clip(min=0))
-    assert np.isclose(found["relative_l2"], found["summed_l2"] / float(norm[1:].sum()))
+    size = float((one.response**2 - 0.004**2).sum("dx").clip(min=0)[1:].sum())
+    far = (
+        data.sel(estimator="neural", reference="exact").squeeze(drop=True).isel(lag=slice(1, None))
+    )
+    square, error = float(far.l2_squared.sum()), float(far.l2_squared_standard_error.sum())
+    assert square > 3 * error
+    assert found["relative_distance"] == pytest.approx((square / size) ** 0.5)
+    slope = 0.5 / (square * size) ** 0.5  # of the share by the square
+    assert found["relative_distance_standard_error"] == pytest.approx(slope * error)
+    above = ((square + 1.6449 * error) / size) ** 0.5
+    assert found["relative_distance_below"] == pytest.approx(above, rel=1e-4)
+
+
+def test_noise_alone_is_no_distance_but_has_a_bound():
+    """Squares without noise are as often below 0 as above."""
+    data = _noisy(ALL, off=3.1)
+    quiet = {"estimator": "neural", "reference": "exact"}
+    data["l2_squared"] = data.l2_squared.copy()
+    data.l2_squared.loc[quiet] = -0.1 * data.l2_squared_standard_error.loc[quiet]
+    found = compare(data, "neural", "exact")
+    assert found["relative_distance"] is found["relative_distance_standard_error"] is None
+    error = float(data.l2_squared_standard_error.sel(quiet)[..., 1:].sum())
+    one = data.isel(perturbation=0, observable=0).sel(estimator="exact")
+    size = float((one.response**2 - 0.004**2).sum("dx").clip(min=0)[1:].sum())
+    bound = (1.6449 * error / size) ** 0.5
+    assert found["relative_distance_below"] == pytest.approx(bound, rel=1e-4)
 
 
 def test_the_summary_is_json_with_a_line_for_every_list():

@@ -82,7 +82,8 @@ def _against(value, different, *, compared=20):
     if value is None:
         one = {"summed_lags": [], "summed_l2": None, "l2": [0.0, 0.2, None]}
         return found | one | {"l2_standard_error": [0.0, 0.05, None]}
-    found |= {"summed_lags": [1.0, 2.0], "summed_l2": value, "relative_l2": value / 4}
+    found |= {"summed_lags": [1.0, 2.0], "summed_l2": value}
+    found |= {"relative_distance": value / 4, "relative_distance_standard_error": 0.02}
     return found | {"summed_l2_standard_error": 0.11}
 
 
@@ -98,11 +99,15 @@ def test_the_words_rank_the_estimators_by_the_numbers_of_the_summary():
     """The words are what most readers read, so they must turn when the numbers do."""
     good, bad = _against(0.4, 0), _against(1.64, 6)
     text = _told(neural=good, gaussian=bad)[0]
-    assert "neural 0.40 ± 0.11 (10 % of the response), gaussian 1.64 ± 0.11 (41 %" in text
+    near, far = ("without noise 10.0 ± 2.0 %", "without noise 41.0 ± 2.0 % of the response")
+    assert (
+        f"neural 0.40 ± 0.11 ({near} of the response), gaussian 1.64 ± 0.11 ({far})"
+        in text.replace("\N{NO-BREAK SPACE}", " ")
+    )
     assert "Neural is within three standard errors of it at all 20 lags; gaussian is off" in text
     assert "gaussian is off by more than three standard errors at 6 of 20 lags" in text
     turned = _told(neural=bad, gaussian=good)[0]
-    assert "gaussian 0.40 ± 0.11 (10 % of the response), neural 1.64" in turned
+    assert "gaussian 0.40 ± 0.11 (without noise 10.0 ± 2.0" in turned and ", neural 1.64" in turned
     assert "gaussian is within three" in turned
 
 

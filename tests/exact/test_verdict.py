@@ -18,8 +18,8 @@ def against(different, *, compared=20, share=0.04):
     return {
         "compared_lags": compared,
         "different_lags": list(range(different)),
-        "relative_l2": share,
-        "relative_l2_standard_error": 0.02,
+        "relative_distance": share,
+        "relative_distance_standard_error": 0.02,
     }
 
 

@@ -13,7 +13,7 @@ import xarray as xr
 
 from workflow.figures import OTHER_COLOURS, in_order, line, picture
 from workflow.figures.page import document, figure, table
-from workflow.figures.phrases import number, with_error
+from workflow.figures.phrases import number, off_by, with_error
 from workflow.figures.responses import LAG, pick, space_of, units_words
 from workflow.figures.verdict import verdict
 from workflow.figures.words import REFERENCES
@@ -75,14 +75,14 @@ def _errors(summaries: Mapping[str, Mapping[str, Any]]) -> str:
             row = [escape(run), escape(name)]
             for reference in REFERENCES:
                 found = (one.get("against") or {}).get(reference) or {}
-                share, error = (found.get(f"relative_l2{end}") for end in ("", "_standard_error"))
-                row.append(with_error(*(None if v is None else 100 * v for v in (share, error))))
+                row.append(escape(off_by(found) or "–"))
             raw = one.get("stein_error_raw"), one.get("stein_error_raw_standard_error")
             rows.append([*row, with_error(*raw), with_error(scores.get(name), errors.get(name))])
-    head = ["run", "estimator", *(f"% off {reference}" for reference in REFERENCES)]
+    head = ["run", "estimator", *(f"off {reference}" for reference in REFERENCES)]
     note = (
-        "% off: L2 distance from the reference as a share of the response, summed over the lags at "
-        "which the Gaussian error is significant, ± one standard error. A dash: not known."
+        "Off: L2 distance from the reference, without the noise of both, as a share of it, "
+        "over the lags at which the Gaussian error is significant, ± one standard error, or below "
+        "what noise allows (95 %). A dash: not known."
     )
     whole = table([*head, "Stein error, raw", "score error"], rows)
     return f'<h2>Errors</h2>\n{whole}\n<p class="note">{escape(note)}</p>'

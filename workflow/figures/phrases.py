@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 ROUNDING = 1e-12
 """What is smaller was not measured: it is how float64 rounds a 0."""
+
+NARROW = "\N{NO-BREAK SPACE}"
+"""Between a number and its unit."""
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -41,3 +44,12 @@ def percent(share: float) -> str:
 def count(number: int, word: str) -> str:
     """So many of something."""
     return f"{number} {word}{'' if number == 1 else 's'}"
+
+
+def off_by(one: Mapping[str, Any]) -> str:
+    """Distance from a reference in per cent of it, or what noise allows; empty if not known."""
+    value, error = (one.get(f"relative_distance{end}") for end in ("", "_standard_error"))
+    if value is not None:
+        return f"{with_error(100 * value, None if error is None else 100 * error)}{NARROW}%"
+    below = one.get("relative_distance_below")
+    return "" if below is None else f"< {100 * below:.2g}{NARROW}%"

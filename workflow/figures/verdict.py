@@ -8,7 +8,7 @@ from typing import Any
 
 from workflow.figures import in_order
 from workflow.figures.checked import DATA, NOT_GAUSSIAN, STEIN, failed_checks
-from workflow.figures.phrases import with_error
+from workflow.figures.phrases import off_by
 from workflow.figures.words import REFERENCES
 
 LEARNED = ("neural", "kgmm")
@@ -75,8 +75,9 @@ def _judge(name: str, summary: Mapping[str, Any]) -> Verdict:
     elif agrees:
         level = "fair" if failed or not tested else "high"
     else:
-        share = against[reference].get("relative_l2")
-        level = "fair" if share is not None and share < SMALL and not failed else "low"
+        far = against[reference].get("relative_distance")
+        small = far is None or far < SMALL  # None: too small to be told from noise
+        level = "fair" if small and not failed else "low"
     return Verdict(name, level, tuple(reasons))
 
 
@@ -93,23 +94,16 @@ def _compared(
     where = f"{'within' if agrees else 'by more than'} three standard errors"
     count = compared - different if agrees else different
     text = f"It {how} {REFERENCES[reference]}, {where} at {count} of {compared} lags"
-    share = _share(one)
-    reasons = [f"{text}{f'; the distance is {share} of the response' if share else ''}."]
+    off = off_by(one)
+    reasons = [f"{text}{f'; the distance is {off} of the response' if off else ''}."]
     gaussian = summary["estimators"].get("gaussian") or {}
-    other = _share((gaussian.get("against") or {}).get(reference) or {})
+    other = off_by((gaussian.get("against") or {}).get(reference) or {})
     if other and name != "gaussian":
         reasons.append(f"The Gaussian response is off by {other}.")
     finer = against.get("exact") or {}
-    if reference != "exact" and agrees and finer.get("different_lags") and _share(finer):
-        reasons.append(f"From the exact score's response, known better, it is {_share(finer)} off.")
+    if reference != "exact" and agrees and finer.get("different_lags") and off_by(finer):
+        reasons.append(f"From the exact score's response, known better, it is {off_by(finer)} off.")
     return agrees, reasons
-
-
-def _share(one: Mapping[str, Any]) -> str:
-    share, error = one.get("relative_l2"), one.get("relative_l2_standard_error")
-    if share is None:
-        return ""
-    return f"{with_error(100 * share, None if error is None else 100 * error)}\N{NO-BREAK SPACE}%"
 
 
 def _checks(name: str, summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from workflow.figures import in_order
 from workflow.figures.checked import Numbers, tested
-from workflow.figures.phrases import count, listed, number, percent, with_error
+from workflow.figures.phrases import count, listed, number, off_by, percent, with_error
 
 REFERENCES = {
     "direct": "the direct response (paired perturbed runs)",
@@ -85,8 +85,8 @@ def _agreement(estimators: Numbers, reference: str) -> str:
 
 def _distance(one: Numbers) -> str:
     value = with_error(one["summed_l2"], one.get("summed_l2_standard_error"))
-    share = one.get("relative_l2")
-    return value if share is None else f"{value} ({percent(share)} of the response)"
+    off = off_by(one)
+    return f"{value} (without noise {off} of the response)" if off else value
 
 
 def _largest(one: Numbers) -> str:

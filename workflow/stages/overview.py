@@ -32,9 +32,9 @@ def overview(every: Mapping[str, xr.Dataset]) -> dict[str, Any]:
 
     Returns:
         By perturbation, observable and estimator: `against` each reference `l2` and `linf`, as
-        [sum over lags, its standard error] by the rule of `compare`, `relative_l2`, and `lags`
-        as [significantly different, compared]; `differs_from_gaussian`, as `gaussian_lags`; and
-        for an observable without place or axis `sensitivity`, the integral of the response over
+        [sum over lags, its standard error] by the rule of `compare`, `relative_distance`, and
+        `lags` as [significantly different, compared]; `differs_from_gaussian`, as `gaussian_lags`;
+        and for an observable without place or axis `sensitivity`, the integral of the response over
         the lags at which it is known, until `until`.
     """
     found: dict[str, Any] = {}
@@ -60,7 +60,7 @@ def _short(one: xr.Dataset, name: str) -> dict[str, Any]:
             key: [full[f"summed_{key}"], full[f"summed_{key}_standard_error"]]
             for key in ("l2", "linf")
         } | {
-            "relative_l2": full["relative_l2"],
+            "relative_distance": full["relative_distance"],
             "lags": [len(full["different_lags"]), full["compared_lags"]],
         }
     if name not in ("gaussian", "direct") and "gaussian" in one.estimator.values:
@@ -158,8 +158,10 @@ def compare(dataset: xr.Dataset, name: str, reference: str) -> dict[str, Any]:
         the L2 norm of the reference without its noise. `compared_lags`: number of lags after 0
         where both are known, the direct one from enough pairs; `different_lags`: those where the
         distance is significant.
-        `summed_<l2|linf|l2_corrected>` with a bound on the standard error, and `relative_l2`,
-        the sum of L2 over the sum of the reference's norm.
+        `summed_<l2|linf|l2_corrected>` with a bound on the standard error. Without the noise of
+        both, as a share of the reference: `relative_distance` = sqrt(sum of l2_squared / sum of
+        reference_norm^2) with its standard error, both None where the sum is not significant,
+        and `relative_distance_below`, its one-sided 95 % bound.
     """
     one = dataset.sel(estimator=name, reference=reference)
     numbers: dict[str, Any] = {}
@@ -182,11 +184,23 @@ def compare(dataset: xr.Dataset, name: str, reference: str) -> dict[str, Any]:
             # Errors at neighbouring lags go together: their sum bounds the error of the sum.
             total = float(one[key + end].where(summed).sum()) if bool(summed.any()) else None
             numbers[f"summed_{key}{end}"] = total
-    size = float(norm.where(summed).sum())
-    for end in ("", "_standard_error"):
-        total = numbers[f"summed_l2{end}"]
-        numbers[f"relative_l2{end}"] = total / size if total is not None and size > 0 else None
-    return numbers
+    return numbers | _relative(one.where(summed), norm.where(summed))
+
+
+def _relative(one: xr.Dataset, norm: xr.DataArray) -> dict[str, float | None]:
+    """Distance and bound of `compare`; NaN at the lags that are not summed."""
+    square, error = float(one.l2_squared.sum()), float(one.l2_squared_standard_error.sum())
+    size, known = float((norm**2).sum()), bool(one.l2_squared.notnull().any())
+    found: dict[str, float | None] = dict.fromkeys(
+        ("relative_distance", "relative_distance_standard_error", "relative_distance_below")
+    )
+    if known and size > 0:
+        bound = max(0.0, square) + standard_normal.isf(0.05) * error
+        found["relative_distance_below"] = float(np.sqrt(bound / size))
+        if square > SIGNIFICANT * error:
+            found["relative_distance"] = float(np.sqrt(square / size))
+            found["relative_distance_standard_error"] = error / float(2 * np.sqrt(square * size))
+    return found
 
 
 def _enough_pairs(one: xr.Dataset) -> xr.DataArray:
