@@ -32,7 +32,7 @@ check: $(VENV)/.installed-test
 	PYTHONPATH=. $(BIN)/lint-imports --no-logo
 
 test: check
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: check
 	$(BIN)/python -m pytest -m "not soak"

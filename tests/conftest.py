@@ -3,6 +3,7 @@
 And a private Slurm for the tests that need one.
 """
 
+import logging
 import os
 import random
 import shutil
@@ -20,6 +21,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 DEV = Path(__file__).parents[1] / "slurm" / "dev"
 NODES = 3
+SLOWEST = (
+    *("test_run.py", "test_bad_input.py", "test_train_slurm.py", "test_submit.py"),
+    *("test_docs.py", "test_slurm_pool.py", "test_slurm_run.py", "test_samples.py"),
+)
+"""Files of a minute or more, the longest first."""
+
+
+def pytest_collection_modifyitems(items):
+    """The slowest files first: one that starts last leaves the other workers idle at the end."""
+    rank = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 
 
 def free_ports(count):
@@ -112,9 +124,25 @@ def small_yaml():
 
 
 @pytest.fixture(scope="session")
-def small_run(tmp_path_factory):
-    """A finished run with a group of spectra, for those who only read it: a few seconds."""
+def client():
+    """A Dask client in this process: a worker process costs seconds before its first block."""
+    import dask
     import distributed
+
+    given = {"processes": False, "n_workers": 1, "threads_per_worker": 1}
+    # Neither lazy arrays nor the stderr of other tests are its business.
+    apart = {"set_as_default": False, "silence_logs": logging.CRITICAL}
+    # It idles for most of the session: at 1 % of a core, not 5 %.
+    idle = {"distributed.worker.profile.enabled": False, "distributed.admin.tick.interval": "1s"}
+    with dask.config.set(idle):
+        client = distributed.Client(**given, **apart, dashboard_address=":0")
+    with client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory, client):
+    """A finished run with a group of spectra, for those who only read it: a few seconds."""
     import yaml
 
     from workflow.opening import open_run
@@ -135,8 +163,5 @@ def small_run(tmp_path_factory):
     }
     (home / "small.yaml").write_text(yaml.safe_dump(experiment))
     run = open_run(str(home / "small.yaml"), home / "runs")
-    with distributed.Client(
-        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0"
-    ) as client:
-        run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
+    run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
     return run

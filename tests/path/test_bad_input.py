@@ -24,6 +24,7 @@ from workflow.interfaces import UserError
 from workflow.loading import load_run
 from workflow.opening import open_run
 from workflow.stages.frames import lay_down
+from workflow.stages.pipeline import STAGES, run_stages
 
 TRY_AGAIN, CONFIGURATION = 75, 78
 PATIENCE = 240
@@ -103,14 +104,24 @@ def command(folder, monkeypatch, in_process):
     return run
 
 
-@pytest.fixture(scope="session")
-def small_run(tmp_path_factory, small_yaml):
-    """A finished run, to be copied and damaged."""
-    folder = tmp_path_factory.mktemp("small")
+@pytest.fixture
+def carried_out(folder, client):
+    """All stages of the experiment in the folder, as `gfdt run` does them."""
+
+    def run():
+        opened = open_run(str(folder / "small.yaml"), folder / "runs")
+        run_stages(opened, STAGES, command="test", notify=lambda *_: None, client=client)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory, small_yaml, client):
+    """Folder with a finished run, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("sound")
     (folder / "small.yaml").write_text(small_yaml)
-    settings = ["--set", "cluster.simulate.workers=1", "--set", "cluster.analyse.workers=1"]
-    done = gfdt("run", "small.yaml", "-q", *settings, cwd=folder)
-    assert done.returncode == 0, done.stderr
+    run = open_run(str(folder / "small.yaml"), folder / "runs")
+    run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
     return folder
 
 
@@ -180,25 +191,25 @@ def test_two_drivers_on_one_run_are_refused(folder):
     assert_one_line(done, TRY_AGAIN, "in use by pid", str(os.getpid()))
 
 
-def test_a_flipped_bit_is_named_forgotten_and_mended_bit_for_bit(small_run, tmp_path):
+def test_a_flipped_bit_is_named_forgotten_and_mended_bit_for_bit(
+    sound, folder, command, carried_out
+):
     """Disks decay silently; only the damaged block is made again."""
-    work = tmp_path / "work"
-    shutil.copytree(small_run, work)
-    run = work / "runs" / "small"
+    shutil.copytree(sound / "runs", folder / "runs")
+    run = folder / "runs" / "small"
     chunk = next(p for p in sorted((run / "ensemble.zarr" / "u" / "c").rglob("*")) if p.is_file())
     good = chunk.read_bytes()
     bad = bytearray(good)
     bad[len(bad) // 2] ^= 1
     chunk.write_bytes(bad)
 
-    found = gfdt("verify", "small", cwd=work)
+    found = command("verify", "small")
     assert_one_line(found, TRY_AGAIN, "1 damaged", "gfdt repair small")
     assert str(chunk.relative_to(run)) in found.stdout
-    assert gfdt("repair", "small", cwd=work).returncode == 0
-    again = gfdt("run", "small.yaml", "-q", cwd=work)
-    assert again.returncode == 0, again.stderr
+    assert command("repair", "small").returncode == 0
+    carried_out()
     assert chunk.read_bytes() == good
-    assert gfdt("verify", "small", cwd=work).returncode == 0
+    assert command("verify", "small").returncode == 0
 
 
 def spoil(path):
@@ -251,10 +262,10 @@ def remove(path):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_run_is_refused_in_one_line_and_mended_bit_for_bit(
-    damage, small_run, folder, command
+    damage, sound, folder, command, carried_out
 ):
     """Nothing is built on damage, and what the line says to do cures it."""
-    shutil.copytree(small_run / "runs", folder / "runs")
+    shutil.copytree(sound / "runs", folder / "runs")
     run = folder / "runs" / "small"
     good = {
         path: path.read_bytes()
@@ -269,8 +280,7 @@ def test_a_damaged_run_is_refused_in_one_line_and_mended_bit_for_bit(
     told = command(stage[0] if stage else "run", "small.yaml", *quick)
     assert_one_line(told, TRY_AGAIN, first, second, "gfdt repair runs/small")
     assert command("repair", "runs/small", "-q").returncode == 0
-    again = command("run", "small.yaml", *quick)
-    assert again.returncode == 0, again.stderr
+    carried_out()
     assert command("verify", "small", "-q").returncode == 0
     assert {path: path.read_bytes() for path in good} == good
 

@@ -40,7 +40,6 @@ SMALL = {
         "max_lag": 4.0,
         "perturbations": ["pixel", {"kind": "parameter", "parameter": "relaxation"}],
     },
-    "cluster": {"simulate": {"workers": 1}, "analyse": {"workers": 1}},
 }
 
 
@@ -50,16 +49,22 @@ def opened(folder, **changes):
     return open_run(str(path), folder)
 
 
-def finish(run, stages=STAGES):
-    run_stages(run, stages, command="test", notify=lambda *_: None)
-    return run
+@pytest.fixture
+def finish(client):
+    """Carries out all stages of a run."""
+
+    def done(run):
+        run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
+        return run
+
+    return done
 
 
 def failed(checks):
     return {one["name"] for one in checks if one["passed"] is False}
 
 
-def test_a_run_with_a_wrong_score_says_so(tmp_path):
+def test_a_run_with_a_wrong_score_says_so(tmp_path, finish):
     """A score too large by 40 % keeps <s> = 0 and breaks all that have a scale."""
     (tmp_path / "wrong_score.py").write_text(SYSTEM)
     run = finish(opened(tmp_path))
@@ -88,7 +93,7 @@ def recorded(folder, *, trend):
     x += trend * np.arange(600) / 600
     data = xr.Dataset({"height": (("member", "time"), x)}, coords={"time": np.arange(600.0)})
     data.to_netcdf(folder / "own.nc", engine="scipy")
-    experiment = {key: SMALL[key] for key in ("seed", "score", "cluster")}
+    experiment = {key: SMALL[key] for key in ("seed", "score")}
     experiment |= {"name": "own", "data": {"store": "own.nc"}}
     experiment |= {"response": {"estimators": ["gaussian"], "max_lag": 4.0}}
     experiment |= {"report": {"format": ["json"]}}
@@ -97,7 +102,7 @@ def recorded(folder, *, trend):
     return open_run(str(path), folder)
 
 
-def test_a_trend_of_recorded_data_is_told_once_and_on_the_page(tmp_path, capfd):
+def test_a_trend_of_recorded_data_is_told_once_and_on_the_page(tmp_path, capfd, finish):
     """The response to a kick is no response of data that drift by themselves."""
     run = finish(recorded(tmp_path, trend=3.0))
     told = [line for line in capfd.readouterr().err.splitlines() if "WARNING" in line]
@@ -111,7 +116,7 @@ def test_a_trend_of_recorded_data_is_told_once_and_on_the_page(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_checks_can_be_left_out_and_made_later(tmp_path, capfd):
+def test_checks_can_be_left_out_and_made_later(tmp_path, capfd, finish):
     """They are no part of the science: nothing else is made again."""
     run = recorded(tmp_path, trend=0.0)
     off = finish(Run(run.folder, _with_checks(run, False)))

@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +15,6 @@ import pytest
 import torch
 import yaml
 
-from workflow.cli import main
 from workflow.loading import load_run
 from workflow.opening import open_run
 from workflow.runs import Run
@@ -53,11 +51,11 @@ SILENT = {"command": "test", "notify": lambda *_: None}
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, client):
     folder = tmp_path_factory.mktemp("decaying")
     (folder / "decaying.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     run = open_run(str(folder / "decaying.yaml"), folder / "runs")
-    run_stages(run, STAGES, **SILENT)
+    run_stages(run, STAGES, client=client, **SILENT)
     assert verify(run) == []
     return run
 
@@ -123,7 +121,7 @@ def test_a_damaged_receipt_of_the_newest_checkpoint_is_the_only_thing_named(fini
         path.write_bytes(intact)
 
 
-def test_exactly_what_is_damaged_is_made_again_bit_for_bit(finished, tmp_path, monkeypatch):
+def test_exactly_what_is_damaged_is_made_again_bit_for_bit(finished, tmp_path, in_process, client):
     """Of every kind one at once: blocks, states, checkpoints, receipts, frames, the experiment."""
     shutil.copytree(finished.folder.parent.parent, tmp_path / "work")
     run = Run(tmp_path / "work" / "runs" / "decaying", finished.experiment)
@@ -151,20 +149,13 @@ def test_exactly_what_is_damaged_is_made_again_bit_for_bit(finished, tmp_path, m
     for name in wanted:
         path = run.folder / name
         path.write_bytes(damaged(before[path], dice))
-    monkeypatch.chdir(tmp_path / "work")
-    for command, code in (("verify", 75), ("repair", 0), ("verify", 0), ("run", 0)):
-        what = "decaying.yaml" if command == "run" else "decaying"
-        monkeypatch.setattr(sys, "argv", ["gfdt", command, what, "-q"])
-        try:
-            main()
-            left = 0
-        except SystemExit as leaving:
-            left = leaving.code
-        assert left == code, command
+    for command, code in (("verify", 75), ("repair", 0), ("verify", 0)):
+        assert in_process(command, run.folder, "-q").returncode == code, command
         if command == "repair":
             assert (run.folder / "experiment.yaml").read_bytes() == before[
                 run.folder / "experiment.yaml"
             ]
+    run_stages(run, STAGES, client=client, **SILENT)
     assert verify(run) == []
     after = {path: path.read_bytes() for path in kept_files(run)}
     assert after.keys() == before.keys()

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import xarray as xr
-import yaml
 
 from workflow.config import parse_experiment
 from workflow.dynamics import engines
@@ -17,6 +14,7 @@ from workflow.dynamics.lanes.library import library
 from workflow.interfaces import UserError
 from workflow.opening import open_experiment
 from workflow.stages.frames import lay_down
+from workflow.stages.pipeline import run_stages
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no C++ compiler made the kernels")
 
@@ -33,17 +31,7 @@ TWO_ENGINES = {
     },
     "score": {"estimator": "gaussian"},
     "response": {"estimators": ["gaussian"], "max_lag": 0.5},
-    "cluster": {"simulate": {"workers": 1}},
 }
-
-
-def simulate(folder, runs, *settings):
-    (folder / "engines.yaml").write_text(yaml.safe_dump(TWO_ENGINES))
-    options = [a for s in settings for a in ("--set", s)]
-    command = [sys.executable, "-m", "workflow.cli", "simulate", "engines.yaml", "--runs", runs]
-    return subprocess.run(
-        [*command, "-q", *options], cwd=folder, capture_output=True, text=True, timeout=240
-    )
 
 
 def reopened(folder, runs, **ensemble):
@@ -52,12 +40,12 @@ def reopened(folder, runs, **ensemble):
     return open_experiment(parse_experiment(given), folder / runs, folder)
 
 
-def test_a_run_keeps_its_engine_and_engines_agree(tmp_path):
+def test_a_run_keeps_its_engine_and_engines_agree(tmp_path, client):
     """`auto` is decided once and written down; nobody mixes engines by resuming elsewhere."""
     found = {}
-    for engine, settings in (("torch", ["ensemble.engine=torch"]), ("lanes", [])):
-        done = simulate(tmp_path, engine, *settings)
-        assert done.returncode == 0, done.stderr
+    for engine, settings in (("torch", {"engine": "torch"}), ("lanes", {})):
+        run = reopened(tmp_path, engine, **settings)
+        run_stages(run, ("simulate",), command="test", notify=lambda *_: None, client=client)
         found[engine] = xr.open_zarr(tmp_path / engine / "engines" / "ensemble.zarr")
         assert json.loads(found[engine].experiment)["ensemble"]["engine"] == engine
         assert reopened(tmp_path, engine).experiment.ensemble.engine == engine

@@ -34,29 +34,53 @@ EXPERIMENT = {
     "report": {"format": ["json"]},
 }
 
-
-def made(folder, runs, *settings):
-    path = folder / "growing.yaml"
-    path.write_text(yaml.safe_dump(EXPERIMENT))
-    run = open_run(str(path), folder / runs, settings)
-    run_stages(run, STAGES, command="test", notify=lambda *_: None)
-    return run
+SHORT = {
+    "name": "short",
+    "system": {"kind": "allen_cahn", "grid": 8},
+    "ensemble": {
+        "members": 4,
+        "group": 4,
+        "spinup": 0.5,
+        "length": 8.0,
+        "save_every": 0.5,
+        "chunk": "4KiB",  # four times
+    },
+    "score": {"estimator": "gaussian"},
+    "response": {"estimators": ["gaussian", "direct"], "max_lag": 2.0},
+    "direct": {"pairs": 8},
+    "report": {"format": ["json"]},
+}
+LARGER = "ensemble.members=8", "ensemble.length=12.0"
 
 
 @pytest.fixture(scope="module")
-def grown_and_whole(tmp_path_factory):
-    """The same run in two sittings and in one, and the receipts of the first sitting."""
+def made(tmp_path_factory, client):
+    """All stages of an experiment, carried out with some settings."""
     folder = tmp_path_factory.mktemp("growing")
+
+    def make(experiment, runs, *settings):
+        path = folder / f"{experiment['name']}.yaml"
+        path.write_text(yaml.safe_dump(experiment))
+        run = open_run(str(path), folder / runs, settings)
+        run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
+        return run
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def grown_and_whole(made):
+    """The same run in two sittings and in one, and the receipts of the first sitting."""
     longer = "ensemble.length=256.0"
-    grown = made(folder, "grown")
+    grown = made(EXPERIMENT, "grown")
     stages = ("simulate", "evaluate", "constants", "respond")
     before = {
         path: path.stat().st_mtime_ns
         for stage in stages
         for path in (grown.folder / "ledger" / stage).iterdir()
     }
-    grown = made(folder, "grown", longer)
-    return grown, made(folder, "whole", longer), before
+    grown = made(EXPERIMENT, "grown", longer)
+    return grown, made(EXPERIMENT, "whole", longer), before
 
 
 def test_only_what_is_new_is_computed(grown_and_whole):
@@ -79,6 +103,45 @@ def test_responses_are_those_of_the_run_made_at_once(grown_and_whole):
     sums = [xr.open_zarr(run.correlations) for run in (grown, whole)]
     assert sums[0].sizes["block"] == 8
     assert sums[0].load().identical(sums[1].load())
+
+
+@pytest.fixture(scope="module")
+def larger(made):
+    """Bytes of the stores of a run that was as large from the beginning."""
+    return stored(made(SHORT, "larger", *LARGER))
+
+
+def stored(run):
+    """Bytes of every file of every store, metadata included."""
+    files = [path for path in run.folder.glob("*.zarr/**/*") if path.is_file()]
+    return {str(path.relative_to(run.folder)): path.read_bytes() for path in files}
+
+
+def receipts(run):
+    return {path: path.stat().st_mtime_ns for path in run.ledger("simulate").folder.iterdir()}
+
+
+def test_a_grown_run_has_the_bytes_of_one_made_at_that_size(made, larger):
+    """More members, and a longer run, cost only what is new."""
+    before = receipts(made(SHORT, "small"))
+    grown = made(SHORT, "small", *LARGER)
+    assert before.items() <= receipts(grown).items()
+    assert stored(grown) == larger
+    assert {name.split("/")[0] for name in larger} == {
+        f"{store}.zarr" for store in ("ensemble", "perturbed", "scores", "correlations", "response")
+    }
+    assert xr.open_zarr(grown.ensemble).u.shape == (8, 24, 8, 8)
+
+
+def test_a_run_with_a_partly_filled_last_chunk_grows_too(made, larger):
+    """That block is made again, as no chunk may be partly empty; all others stay."""
+    partly = made(SHORT, "partly", "ensemble.members=6", "ensemble.length=7.0")
+    names = "spinup-g0000-00001.json", "ensemble-g0000-00000.json"
+    before = {path: stamp for path, stamp in receipts(partly).items() if path.name in names}
+    assert len(before) == 2
+    grown = made(SHORT, "partly", *LARGER)
+    assert before.items() <= receipts(grown).items()
+    assert stored(grown) == larger
 
 
 def test_another_pattern_in_the_same_file_is_another_response(tmp_path):

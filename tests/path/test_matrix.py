@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 
@@ -48,12 +49,18 @@ LONGER = "ensemble.length=768.0"
 SILENT = {"notify": lambda *_: None}
 
 
-def made(folder, runs, *settings, stages=("simulate", "train", "evaluate")):
+@pytest.fixture(scope="module")
+def made(folder, client):
+    """Some stages of the experiment, carried out with some settings."""
     path = folder / "kicked.yaml"
     path.write_text(yaml.safe_dump(EXPERIMENT))
-    run = open_run(str(path), folder / runs, settings)
-    run_stages(run, stages, command="test", **SILENT)
-    return run
+
+    def make(runs, *settings, stages=("simulate", "train", "evaluate")):
+        run = open_run(str(path), folder / runs, settings)
+        run_stages(run, stages, command="test", client=client, **SILENT)
+        return run
+
+    return make
 
 
 def matrix_made(run, estimator="exact"):
@@ -67,14 +74,17 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def grown_and_whole(folder):
+def grown_and_whole(made, client):
     """The same run in two sittings and in one, the first matrix, and its receipts."""
-    run = made(folder, "grown")
-    first = matrix_made(run)
-    ledger = run.folder / "ledger" / "matrix"
-    before = {path: path.stat().st_mtime_ns for path in ledger.iterdir()}
-    grown, whole = made(folder, "grown", LONGER), made(folder, "whole", LONGER)
-    return (grown, matrix_made(grown)), (whole, matrix_made(whole)), first, before
+    run = made("grown")
+    with pytest.MonkeyPatch.context() as patch:
+        here = contextlib.nullcontext(client)
+        patch.setattr("workflow.stages.matrix.open_client", lambda *_, **__: here)
+        first = matrix_made(run)
+        ledger = run.folder / "ledger" / "matrix"
+        before = {path: path.stat().st_mtime_ns for path in ledger.iterdir()}
+        grown, whole = made("grown", LONGER), made("whole", LONGER)
+        return (grown, matrix_made(grown)), (whole, matrix_made(whole)), first, before
 
 
 def opened(run, estimator):
@@ -172,8 +182,8 @@ def test_a_mistake_is_told_in_a_line(grown_and_whole, mistake, monkeypatch, caps
     assert code == 78 and re.search(line, told.err) and told.err.count("\n") == 1
 
 
-def test_a_run_without_scores_is_told_what_to_run_first(folder, monkeypatch, capsys):
-    run = made(folder, "young", stages=("simulate",))
+def test_a_run_without_scores_is_told_what_to_run_first(made, monkeypatch, capsys):
+    run = made("young", stages=("simulate",))
     code, told = gfdt(monkeypatch, capsys, "matrix", run.folder)
     assert code == 75 and "run first: gfdt evaluate kicked" in told.err
     assert told.err.count("\n") == 1

@@ -2,7 +2,6 @@
 
 import json
 
-import distributed
 import pytest
 import yaml
 
@@ -22,11 +21,10 @@ SMALL = {
         "split": {"test": 0.5},
     },
     "response": {"estimators": ["neural", "gaussian", "exact"], "max_lag": 8.0},
-    "cluster": {"simulate": {"workers": 1}, "analyse": {"workers": 1}},
 }
 
 
-def finished(folder, content=SMALL, client=None):
+def finished(folder, client, content=SMALL):
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(content))
     run = open_run(str(path), folder)
@@ -35,8 +33,8 @@ def finished(folder, content=SMALL, client=None):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return finished(tmp_path_factory.mktemp("nats"))
+def run(tmp_path_factory, client):
+    return finished(tmp_path_factory.mktemp("nats"), client)
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +91,9 @@ JUMPS = SMALL | {
 }
 
 
-def test_a_score_that_takes_jumps_off_has_nats_too(tmp_path):
+def test_a_score_that_takes_jumps_off_has_nats_too(tmp_path, client):
     """Of the generalized score, beside the exact one of a variable that jumps."""
-    local = {"processes": False, "n_workers": 1, "threads_per_worker": 1}
-    with distributed.Client(**local, dashboard_address=":0") as client:
-        run = finished(tmp_path, JUMPS, client)
+    run = finished(tmp_path, client, JUMPS)
     summary = json.loads((run.folder / "report" / "summary.json").read_text())
     found = summary["path_kl"]
     assert (found["of"], found["band"]) == ("generalized score", [0.0, 20.0])
@@ -112,14 +108,14 @@ def test_a_score_that_takes_jumps_off_has_nats_too(tmp_path):
     assert (run.folder / "report" / "nats.png").is_file() and not summary["error_budget"]
 
 
-def test_parts_that_were_lost_are_made_again_to_the_same_number(run, summary):
+def test_parts_that_were_lost_are_made_again_to_the_same_number(run, summary, client):
     """Only they: the others keep their files."""
     ledger = run.ledger("checks")
     kept = (run.folder / "checks" / "nats-0003.pt").stat().st_mtime_ns
     for block in ("nats-0002", "budget-0000", "checks"):
         ledger.drop(block)
         (run.folder / "checks" / f"{block}.pt").unlink(missing_ok=True)
-    run_stages(run, ("respond", "report"), command="test", notify=lambda *_: None)
+    run_stages(run, ("respond", "report"), command="test", notify=lambda *_: None, client=client)
     again = json.loads((run.folder / "report" / "summary.json").read_text())
     for key in ("path_kl", "error_budget"):
         assert again[key] == summary[key]

@@ -34,13 +34,13 @@ EXPERIMENT = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, client):
     """A finished run."""
     folder = tmp_path_factory.mktemp("runs")
     path = folder / "ou.yaml"
     path.write_text(yaml.safe_dump(EXPERIMENT))
     run = open_run(str(path), folder)
-    run_stages(run, STAGES, command="test", notify=lambda *_: None)
+    run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
     return run
 
 
@@ -126,12 +126,12 @@ def test_a_part_of_the_checks_is_the_same_bytes_wherever_it_is_made(run):
     assert {path: path.read_bytes() for path in parts} == parts
 
 
-def test_damaged_checks_are_found_and_made_again(run):
+def test_damaged_checks_are_found_and_made_again(run, client):
     """They are a product like any other."""
     before = run.checks.read_bytes()
     run.checks.write_bytes(before.replace(b"true", b"none", 1))
     assert [problem.path for problem in verify(run, repair=True)] == ["checks.json"]
-    run_stages(run, ("respond",), command="test", notify=lambda *_: None)
+    run_stages(run, ("respond",), command="test", notify=lambda *_: None, client=client)
     assert run.checks.read_bytes() == before and verify(run) == []
 
 

@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import distributed
 import numpy as np
 import pytest
 import xarray as xr
@@ -31,13 +30,6 @@ EXPERIMENT = {
     },
     "direct": {"pairs": MEMBERS, "amplitude": 0.01, "max_lag": 2.4},
 }
-
-
-@pytest.fixture(scope="module")
-def client():
-    given = {"processes": False, "n_workers": 1, "threads_per_worker": 1}
-    with distributed.Client(**given, dashboard_address=":0") as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

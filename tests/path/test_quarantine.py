@@ -69,20 +69,26 @@ def folder(tmp_path_factory):
     return folder
 
 
-def made(folder, runs, *settings, stages=STAGES):
-    run = open_run(str(folder / "fragile.yaml"), folder / runs, settings)
-    run_stages(run, stages, command="test", notify=lambda *_: None)
-    return run
+@pytest.fixture(scope="module")
+def made(folder, client):
+    """Some stages of the experiment, carried out with some settings."""
+
+    def make(runs, *settings, stages=STAGES):
+        run = open_run(str(folder / "fragile.yaml"), folder / runs, settings)
+        run_stages(run, stages, command="test", notify=lambda *_: None, client=client)
+        return run
+
+    return make
 
 
 @pytest.fixture(scope="module")
-def whole(folder):
-    return made(folder, "whole", "response.checks=false", stages=STAGES[:-1])
+def whole(made):
+    return made("whole", "response.checks=false", stages=STAGES[:-1])
 
 
 @pytest.fixture(scope="module")
-def broken(folder):
-    return made(folder, "broken", WILD)
+def broken(made):
+    return made("broken", WILD)
 
 
 def values(run, store, variable):
@@ -141,10 +147,9 @@ def test_the_matrix_has_no_row_of_it_either(broken):
     assert bool(matrix.response.notnull().all())
 
 
-def test_it_does_not_matter_who_is_stepped_together(folder, broken):
+def test_it_does_not_matter_who_is_stepped_together(made, broken):
     """Not even where a group has nobody left."""
     alone = made(
-        folder,
         "alone",
         WILD,
         "ensemble.group=1",
@@ -159,10 +164,10 @@ def test_it_does_not_matter_who_is_stepped_together(folder, broken):
     assert bool(response.response.notnull().all())
 
 
-def test_a_member_whose_pairs_blow_up_is_left_out_of_the_direct_response_only(folder, whole):
+def test_a_member_whose_pairs_blow_up_is_left_out_of_the_direct_response_only(made):
     """A kick that is too large for one member."""
     wide = "seed=3", "system.widest=2.5", "direct.amplitude=1.0"
-    run = made(folder, "wide", *wide, "response.checks=false", stages=STAGES[:-1])
+    run = made("wide", *wide, "response.checks=false", stages=STAGES[:-1])
     assert run.quarantined == {}
     lost = quarantined(run.ledger("direct"))
     assert len(lost) == 1
@@ -197,9 +202,9 @@ def test_too_many_are_no_accident(folder, monkeypatch, capsys):
         assert len(said.splitlines()) == 1
 
 
-def test_a_part_without_members_is_told(folder):
+def test_a_part_without_members_is_told(made):
     """The only held-out member may be the one that is lost."""
-    run = made(folder, "held", "seed=41", "system.wildest=5.0", stages=("simulate",))
+    run = made("held", "seed=41", "system.wildest=5.0", stages=("simulate",))
     assert list(run.quarantined) == [7]
     with pytest.raises(UserError, match="all of members 7 to 7 became non-finite; raise"):
         load_snapshots(run, run.held_out)

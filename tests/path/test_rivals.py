@@ -61,17 +61,15 @@ def opened(folder, *settings):
     return open_run(str(path), folder, settings)
 
 
-def carried_out(run):
-    seen = []
-    run_stages(run, STAGES, command="test", notify=lambda stage, *_: seen.append(stage))
-    return seen
+def carried_out(run, client):
+    run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, client):
     """A finished run."""
     run = opened(tmp_path_factory.mktemp("runs"))
-    carried_out(run)
+    carried_out(run, client)
     return run
 
 
@@ -101,7 +99,7 @@ def test_rivals_learn_from_the_ensemble_of_the_run_and_not_the_same(run):
         assert torch.equal(load_estimator(rival, "gaussian")(x), load_estimator(run, "gaussian")(x))
 
 
-def test_changed_and_damaged_rivals_are_made_again_and_nothing_else(run):
+def test_changed_and_damaged_rivals_are_made_again_and_nothing_else(run, client):
     """The run's own score and an unchanged rival keep every bit; files verify."""
     before = {p: p.read_bytes() for p in run.folder.rglob("neural.pt")}
     assert len(before) == 3
@@ -109,7 +107,7 @@ def test_changed_and_damaged_rivals_are_made_again_and_nothing_else(run):
     whole.write_bytes(before[whole][:-7] + b"damaged")
     assert [problem.block for problem in verify(run, repair=True)] == ["neural"]
     changed = opened(run.folder.parent, "score.rivals.edm.sigma_min=0.015")
-    carried_out(changed)
+    carried_out(changed, client)
     after = {p: p.read_bytes() for p in run.folder.rglob("neural.pt")}
     assert {p.parent.parent.name for p in before if before[p] != after[p]} == {"edm"}
     assert verify(changed) == []
@@ -218,7 +216,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, settings, needed):
     assert not (tmp_path / "jumps").exists()
 
 
-def test_jumps_alone_may_be_sampled_where_no_response_wants_their_score(tmp_path):
+def test_jumps_alone_may_be_sampled_where_no_response_wants_their_score(tmp_path, client):
     """`neural` left out of the responses."""
     run = opened(
         tmp_path,
@@ -228,6 +226,6 @@ def test_jumps_alone_may_be_sampled_where_no_response_wants_their_score(tmp_path
         "sample.sampler=jump_reverse",
         "sample.eta=1.0",
     )
-    run_stages(run, STAGES[:3], command="test", notify=lambda *_: None)
+    run_stages(run, STAGES[:3], command="test", notify=lambda *_: None, client=client)
     drawn = xr.open_zarr(run.samples).x
     assert drawn.size == 256 and bool(drawn.notnull().all()) and float(drawn.std()) > 0

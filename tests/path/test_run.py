@@ -56,7 +56,7 @@ DECKS = {
 """What is killed, in random order."""
 LAUNCHERS = ("mpiexec", "mpiexec.hydra", "mpirun", "prterun", "hydra_pmi_proxy")
 ALONE = "cluster.simulate.workers=1", "cluster.analyse.workers=1"
-PATIENCE = 240
+PATIENCE = 400
 
 
 def gfdt(*arguments, cwd):
@@ -199,60 +199,6 @@ def test_the_number_of_workers_does_not_change_a_bit(finished, work):
     assert chunks(work / "other" / "tiny", "ensemble") == chunks(finished, "ensemble")
 
 
-SHORT = {
-    "name": "short",
-    "system": {"kind": "allen_cahn", "grid": 8},
-    "ensemble": {
-        "members": 4,
-        "group": 4,
-        "spinup": 0.5,
-        "length": 8.0,
-        "save_every": 0.5,
-        "chunk": "4KiB",  # four times
-    },
-    "score": {"estimator": "gaussian"},
-    "response": {"estimators": ["gaussian", "direct"], "max_lag": 2.0},
-    "direct": {"pairs": 8},
-}
-
-
-def short_run(folder, runs, *settings):
-    (folder / "short.yaml").write_text(yaml.safe_dump(SHORT))
-    options = [a for s in (*ALONE, *settings) for a in ("--set", s)]
-    return gfdt("run", "short.yaml", "--runs", runs, "-q", *options, cwd=folder)
-
-
-def test_a_grown_run_has_the_bytes_of_one_made_at_that_size(tmp_path):
-    """More members, and a longer run, cost only what is new."""
-    size = "ensemble.members=8", "ensemble.length=12.0"
-    for runs, settings in (("grown", ()), ("grown", size), ("whole", size)):
-        done = short_run(tmp_path, runs, *settings)
-        assert done.returncode == 0, done.stderr
-        if not settings:
-            receipts = tmp_path / "grown" / "short" / "ledger" / "simulate"
-            before = {path: path.stat().st_mtime_ns for path in receipts.iterdir()}
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    grown, whole = tmp_path / "grown" / "short", tmp_path / "whole" / "short"
-    assert chunks(grown, *STORES) == chunks(whole, *STORES)
-    assert xr.open_zarr(grown / "ensemble.zarr").u.shape == (8, 24, 8, 8)
-
-
-def test_a_run_with_a_partly_filled_last_chunk_grows_too(tmp_path):
-    """That block is made again, as no chunk may be partly empty; all others stay."""
-    small = "ensemble.members=6", "ensemble.length=7.0"
-    size = "ensemble.members=8", "ensemble.length=12.0"
-    for runs, settings in (("grown", small), ("grown", size), ("whole", size)):
-        done = short_run(tmp_path, runs, *settings)
-        assert done.returncode == 0, done.stderr
-        if settings == small:
-            receipts = tmp_path / "grown" / "short" / "ledger" / "simulate"
-            names = "spinup-g0000-00001.json", "ensemble-g0000-00000.json"
-            before = {receipts / n: (receipts / n).stat().st_mtime_ns for n in names}
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    grown, whole = tmp_path / "grown" / "short", tmp_path / "whole" / "short"
-    assert chunks(grown, *STORES) == chunks(whole, *STORES)
-
-
 def train_here(folder, monkeypatch):
     """Train in this process, whose signal handlers stay as they are."""
     monkeypatch.setattr(train_rank, "_listen", lambda _: None)
@@ -312,8 +258,8 @@ def test_a_checkpoint_of_another_experiment_is_refused(finished, tmp_path, monke
 def test_killing_any_process_at_any_time_does_not_change_a_bit(finished, work):
     """Blocks are absent or complete, and every number is a function of its name."""
     kills = _run_and_kill(work, random.Random(20240201), runs="killed")
-    assert kills["driver"] and kills["worker"] and kills["rank"] and kills["launcher"], kills
-    assert kills.total() >= 6, kills
+    assert kills["driver"] and kills["worker"], kills
+    assert (kills["rank"], kills["launcher"]) == (2, 1) and kills.total() >= 6, kills
     killed = work / "killed" / "tiny"
     assert chunks(killed, *STORES) == chunks(finished, *STORES)
     assert (killed / "checks.json").read_bytes() == (finished / "checks.json").read_bytes()
@@ -323,14 +269,21 @@ def test_killing_any_process_at_any_time_does_not_change_a_bit(finished, work):
 
 
 def _run_and_kill(work, dice, *, runs):
-    """Run until all is done, and kill whatever the dice say; how many of each kind were killed."""
+    """Run until all is done, and kill whatever the dice say; how many of each kind were killed.
+
+    Ranks whose launcher's proxy was killed are nobody's children: they finish the training, and
+    nobody finds them to kill. As it is done too early then, it is done again.
+    """
     command = [sys.executable, "-m", "workflow.cli", "run", "tiny.yaml", "--runs", runs, "-q"]
     command += ["--set", ALONE[0], "--set", ALONE[1], "--catalogs", f"catalogs-{runs}"]
     decks = {training: dice.sample(deck, len(deck)) for training, deck in DECKS.items()}
     kills, code, said = Counter(), None, ""
     deadline = time.monotonic() + 2 * PATIENCE
-    while code != 0:
-        assert time.monotonic() < deadline, said
+    while code != 0 or decks[True]:
+        assert time.monotonic() < deadline, (kills, said)
+        if code == 0:
+            for trained in ("score", "ledger/train"):
+                shutil.rmtree(work / runs / "tiny" / trained)
         driver = subprocess.Popen(command, cwd=work, stderr=subprocess.PIPE, text=True)
         try:
             while any(decks.values()) and not _ended(driver, dice.uniform(0.1, 1.5)):

@@ -19,7 +19,7 @@ import yaml
 from workflow.loading import load_run
 from workflow.opening import open_run
 from workflow.stages.health import verify
-from workflow.stages.pipeline import run_stages
+from workflow.stages.pipeline import STAGES, run_stages
 from workflow.stages.samples import MOST_MEMBERS, ask
 from workflow.stages.sampling import make_samples
 
@@ -56,12 +56,10 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def run(folder):
+def run(folder, client):
     """A finished run with its report."""
     run = open_run(str(folder / "spots.yaml"), folder / "runs")
-    run_stages(
-        run, ("simulate", "train", "sample", "evaluate", "respond", "report"), command="t", **SILENT
-    )
+    run_stages(run, STAGES, command="test", client=client, **SILENT)
     return run
 
 
@@ -212,9 +210,9 @@ def test_an_experiment_that_cannot_be_sampled_is_refused_before_work(
     assert not (folder / "other").exists()
 
 
-def test_nothing_learned_is_nothing_to_sample(folder, in_process):
+def test_nothing_learned_is_nothing_to_sample(folder, in_process, client):
     """The line tells what to run first."""
     run = open_run(str(folder / "spots.yaml"), folder / "young")
-    run_stages(run, ("simulate",), command="test", **SILENT)
+    run_stages(run, ("simulate",), command="test", client=client, **SILENT)
     done = in_process("sample", run.folder)
     assert done.returncode == 75 and "run first: gfdt train spots" in done.stderr
