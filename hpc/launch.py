@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -21,6 +20,7 @@ import psutil
 from hpc import slurm
 from hpc.errors import CONFIGURATION, TRY_AGAIN, LaunchError, MachineError
 from hpc.files import PARTIAL
+from hpc.kin import end_with
 from hpc.launchers import Layout, command
 from hpc.logs import OWN
 from hpc.notice import Notice
@@ -47,9 +47,6 @@ BANNER = (
     "This typically refers",
 )
 """How the launcher's own last words begin; what the rank said stands before them."""
-
-_libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
 
 
 def launch_ranks(
@@ -234,7 +231,8 @@ def _running(
             errors="replace",
             # Ctrl-C reaches only the driver, which then stops the ranks in order.
             start_new_session=True,
-            preexec_fn=lambda: _die_with(driver),
+            # SIGTERM, which launchers pass on to their ranks.
+            preexec_fn=lambda: end_with(driver, signal.SIGTERM),
         )
 
     def expire(seconds: float, over: Callable[[], bool]) -> None:
@@ -257,15 +255,6 @@ def _running(
             os.killpg(process.pid, signal.SIGKILL)
         if process.stdout is not None:
             process.stdout.close()
-
-
-def _die_with(driver: int) -> None:
-    """In the child: have the kernel end it when the driver is gone, even by SIGKILL."""
-    if _libc is not None:
-        # SIGTERM, which launchers pass on to their ranks.
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != driver:
-            os._exit(TRY_AGAIN)
 
 
 def _stop(process: subprocess.Popen[str]) -> None:

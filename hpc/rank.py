@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 
 from hpc.errors import CONFIGURATION
+from hpc.kin import end_with
 
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
@@ -58,6 +59,10 @@ ADVICE = (
 
 def main() -> None:
     """Run `module arguments` of the command line as `python -m` would."""
+    if os.environ[RANKS_VARIABLE] != "1":
+        # Part of MPICH's launcher starts the ranks: killed, it leaves some that would go on, or
+        # wait for peers for ever, beside the ranks of the next launch.
+        end_with(os.getppid(), signal.SIGKILL)
     module = sys.argv[1]
     sys.argv = sys.argv[1:]
     code = 1

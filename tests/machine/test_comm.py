@@ -170,6 +170,28 @@ def test_ranks_die_with_their_driver(start, tmp_path, how):
     assert alive == []
 
 
+def test_ranks_die_with_the_part_of_the_launcher_that_started_them(start, tmp_path):
+    """Left alone they would go on beside the ranks of the next launch."""
+    driver = subprocess.Popen(
+        [sys.executable, "-u", "-c", DRIVER, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    assert driver.stdout is not None
+    try:
+        ranks = [psutil.Process(int(driver.stdout.readline().split()[1])) for _ in range(2)]
+        launcher = {rank.parent() for rank in ranks}
+        assert len(launcher) == 1
+        launcher.pop().kill()
+        _, alive = psutil.wait_procs(ranks, timeout=15)
+        assert alive == []
+        assert driver.wait(20) != 0
+    finally:
+        driver.kill()
+        driver.stdout.close()
+
+
 def test_one_rank_needs_no_mpi(tmp_path, monkeypatch):
     monkeypatch.setattr(launchers, "find_mpiexec", lambda: pytest.fail("asked for mpiexec"))
     (tmp_path / "alone.py").write_text("import os; print(os.environ['GFDT_RANKS'])")
