@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from gpu_training import a_trainer, rate
 
 from hpc.backends import open_client
 from hpc.launch import launch_ranks
@@ -28,6 +29,9 @@ from workflow.stages.data import load_estimator, read_ensemble
 from workflow.stages.evaluate import evaluate_block, lay_out
 from workflow.stages.frames import lay_down
 from workflow.stages.pipeline import run_stages
+
+COMPILED = [(16, 32, 2, 32), (32, 32, 2, 64), (32, 64, 4, 64)]
+"""Grid, channels, residual blocks, network calls of a step."""
 
 STORE = """
 name: inference
@@ -46,6 +50,7 @@ def main() -> None:
     found = trained(options.rounds)
     stored = inference(options.rounds)
     print(text(found, stored, load))
+    print(f"\n{compiled(options.rounds)}")
 
 
 def trained(rounds: int) -> dict:
@@ -109,6 +114,32 @@ def bare(folder: str, group: int, segment: int) -> None:
 
 
 HELD: dict[tuple[str, int, int], torch.Tensor] = {}
+
+
+def compiled(rounds: int) -> str:
+    """Speed of training steps with a compiled network over that without, in turn, on one thread."""
+    torch.set_num_threads(1)
+    device = torch.device("cpu")
+    lines = [
+        "## torch.compile, one rank with one thread",
+        "",
+        "| network | grid | calls a step | speed over that without | to compile, s | pays from |",
+        "|---|---|---|---|---|---|",
+    ]
+    for grid, channels, blocks, calls in COMPILED:
+        ways = [a_trainer(grid, channels, blocks, calls, "fp32", device) for _ in range(2)]
+        began = time.perf_counter()
+        ways[1].model.network.compile()
+        ways[1].advance()
+        cost = time.perf_counter() - began
+        times = [[rate(way.advance, device, 1.0) for way in ways] for _ in range(rounds)]
+        plain, fast = (statistics.median(column) for column in zip(*times, strict=True))
+        pays = f"step {cost / (plain - fast):.0f}" if fast < plain else "never"
+        lines.append(
+            f"| {channels} channels, {blocks} blocks | {grid} x {grid} | {calls} "
+            f"| {plain / fast:.2f} | {cost:.0f} | {pays} |"
+        )
+    return "\n".join(lines)
 
 
 def text(found: dict, stored: dict[str, float], load: tuple[float, ...]) -> str:
