@@ -48,8 +48,9 @@ class Stopped(BaseException):
         return _last_words(self.number)
 
     def __del__(self) -> None:
+        global _tidying
         if not self._heard and not sys.is_finalizing():
-            stop_tidily()
+            _tidying = False
             _again(self.number)
 
 
@@ -64,6 +65,8 @@ def stop_tidily() -> None:
 
     Not in the middle of an import, of a validation or of what is `unbroken`: after it.
     """
+    global _tidying
+    _tidying = False
     for number in STOPPING:
         signal.signal(number, _raise)
     if not isinstance(sys.unraisablehook, _NoWord):
@@ -83,6 +86,9 @@ def unbroken() -> Iterator[None]:
 
 _unbroken = 0
 """How many blocks of the main thread are not to be broken now."""
+
+_tidying = False
+"""Whether a `Stopped` is on its way."""
 
 
 class _NoWord:
@@ -109,8 +115,11 @@ def _raise(number: int, frame: FrameType | None) -> None:
     if _unbroken or _delicate(frame):
         _again(number)
         return
-    for each in STOPPING:
-        signal.signal(each, signal.SIG_DFL)  # a second one does not wait for tidiness
+    global _tidying
+    if _tidying:  # a second one does not wait for tidiness
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    _tidying = True
     raise Stopped(number)
 
 

@@ -204,3 +204,30 @@ def test_a_signal_at_a_bad_moment_is_heard_after_it(code, said, number, tmp_path
         process.kill()
     assert told == (said, LINE.format(number.name))
     assert process.returncode == 128 + number
+
+
+SLOW_TO_TIDY = """
+import signal, time
+from hpc.stopping import stop_tidily
+stop_tidily()
+try:
+    print("working", flush=True)
+    time.sleep({patience})
+finally:
+    print("tidying", flush=True)
+    time.sleep({patience})
+"""
+
+
+@pytest.mark.parametrize("number", STOPPING, ids=lambda n: n.name)
+def test_a_second_signal_does_not_wait_for_tidiness(number, tmp_path):
+    process = started(SLOW_TO_TIDY.format(patience=PATIENCE), cwd=tmp_path)
+    try:
+        for line in ("working\n", "tidying\n"):
+            assert process.stdout.readline() == line
+            process.send_signal(number)
+        process.wait(PATIENCE / 2)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == -number
