@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
@@ -10,9 +12,14 @@ from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 from workflow.interfaces import DTYPES
 from workflow.runs import USUAL_CHUNK, Run
+from workflow.scores.closed_form import fit_gaussian
+from workflow.scores.training import Trainer
 
 LONGEST = 120.0
 """Seconds of a segment: a worker that dies loses it, and a job must last for some."""
+
+NOISE = 256
+"""Snapshots of noise that a step of training is timed on."""
 
 TRIFLE = 1e8
 """Numbers stepped, members times grid times steps, that take no pilot: seconds at most."""
@@ -38,11 +45,31 @@ def seconds_per_member_step(run: Run, patience: float) -> float:
         stream=FORCING,
     )
     way.advance(0, 1)
+    return _mean_time(partial(way.advance, 1, 1), patience) / len(members)
+
+
+def seconds_per_training_step(run: Run, patience: float) -> float:
+    """Time of a step of training with its whole batch on one thread, on white noise.
+
+    Args:
+        run: whose score is learned step by step.
+        patience: seconds to go on for; one step is made in any case, after one that warms up.
+    """
+    torch.set_num_threads(1)
+    saved = run.saved
+    x = torch.randn(NOISE, len(saved.fields), *saved.shape)
+    whitening = fit_gaussian(x, homogeneous=saved.homogeneous)
+    trainer = Trainer(x, whitening, config=run.experiment.score, seed=run.experiment.seed)
+    trainer.advance()
+    return _mean_time(trainer.advance, patience)
+
+
+def _mean_time(step: Callable[[], object], patience: float) -> float:
     started, steps = time.perf_counter(), 0
     while steps == 0 or time.perf_counter() - started < patience:
-        way.advance(steps, 1)
+        step()
         steps += 1
-    return (time.perf_counter() - started) / steps / len(members)
+    return (time.perf_counter() - started) / steps
 
 
 def chunk_for(run: Run, patience: float = 0.1) -> int:

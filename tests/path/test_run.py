@@ -180,6 +180,8 @@ def test_a_shipped_experiment_can_be_planned(name, tmp_path):
     assert found["name"] == name
     assert found["ensemble_bytes"] > 0
     assert found["simulate_core_hours"] >= 0
+    assert list(found["training_core_hours"]) == list(found["training_steps"])
+    assert all(hours >= 0 for hours in found["training_core_hours"].values())
     assert list(tmp_path.iterdir()) == []
 
 

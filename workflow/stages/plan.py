@@ -12,7 +12,7 @@ from hpc import slurm
 from hpc.errors import MachineError
 from workflow.interfaces import UserError
 from workflow.loading import load_run
-from workflow.pilot import seconds_per_member_step
+from workflow.pilot import seconds_per_member_step, seconds_per_training_step
 from workflow.rivals import learned_of, rivals_of
 from workflow.runs import Run
 from workflow.stages.pipeline import expected_blocks
@@ -23,7 +23,7 @@ PILOT_SECONDS = 0.5
 
 
 def plan(run: Run) -> dict[str, Any]:
-    """Sizes, files, memory and core-hours of a run, the latter from timing a few steps here."""
+    """Sizes, files, memory and core-hours of a run, the latter from timing some steps here."""
     e, saved = run.experiment, run.saved
     itemsize = np.dtype(e.ensemble.dtype).itemsize
     ensemble = e.ensemble.members * run.times * saved.numbers * itemsize
@@ -42,7 +42,9 @@ def plan(run: Run) -> dict[str, Any]:
         },
         **_memory(run),
     }
-    return found | (_cost(run) if e.system is not None else {})
+    training = {name: round(_training_hours(one), 3) for name, one in learned_of(run).items()}
+    found["training_core_hours"] = training
+    return found | (_cost(run, sum(training.values())) if e.system is not None else {})
 
 
 MOST_FILES = 200_000
@@ -118,8 +120,14 @@ def _memory(run: Run) -> dict[str, int]:
     }
 
 
-def _cost(run: Run) -> dict[str, float]:
-    """Core-hours and node-hours of stepping; training and analysis come on top."""
+def _training_hours(run: Run) -> float:
+    """Core-hours of all steps on one thread; more ranks share them."""
+    steps = run.experiment.score.train.steps
+    return steps * seconds_per_training_step(run, PILOT_SECONDS) / 3600
+
+
+def _cost(run: Run, training: float) -> dict[str, float]:
+    """Core-hours of stepping, node-hours of that and of training; analysis comes on top."""
     e = run.experiment
     steps = run.spinup_steps + run.times * run.steps_per_save
     pairs = sum(map(len, run.round_blocks)) * e.ensemble.members
@@ -132,7 +140,7 @@ def _cost(run: Run) -> dict[str, float]:
         "microseconds_per_member_step": round(cost * 1e6, 2),
         "simulate_core_hours": round(simulate, 3),
         "direct_core_hours": round(direct, 3),
-        "node_hours": round((simulate + direct) / node_cores(), 3),
+        "node_hours": round((simulate + direct + training) / node_cores(), 3),
     }
 
 
