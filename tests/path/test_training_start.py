@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import distributed
 import pytest
 import torch
 import xarray as xr
@@ -29,15 +28,12 @@ EXPERIMENT = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, client):
     folder = tmp_path_factory.mktemp("start")
     (folder / "gaussian.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     run = open_run(str(folder / "gaussian.yaml"), folder / "runs")
     stages = ("simulate", "train", "evaluate", "respond", "report")
-    with distributed.Client(
-        processes=False, n_workers=1, threads_per_worker=1, dashboard_address=":0"
-    ) as client:
-        run_stages(run, stages, command="test", notify=lambda *_: None, client=client)
+    run_stages(run, stages, command="test", notify=lambda *_: None, client=client)
     return run
 
 
