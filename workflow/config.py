@@ -67,6 +67,10 @@ class TrainConfig(Strict):
         4 * 2**30, ge=0, description="of a rank for snapshots; beyond it they are streamed"
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="of the network alone")
+    compile: bool = Field(
+        False,
+        description="the network, by a C++ compiler: half a minute for steps 1.2 times as fast",
+    )
 
     @model_validator(mode="after")
     def _divisible(self) -> TrainConfig:
@@ -233,7 +237,7 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 
 _FREE = ("cluster", "faults", "report", "response", "direct", "sample")
 """Sections that an existing run may change: stages make again what depends on them."""
-_FREE_KEYS = ("score.train.steps", "score.train.ranks", "score.train.micro_batch")
+_FREE_KEYS = tuple(f"score.train.{key}" for key in ("steps", "ranks", "micro_batch", "compile"))
 _RIVALS = "score.rivals."  # each is trained again where it changes
 _GROWING = ("ensemble.length", "ensemble.members")
 

@@ -304,7 +304,7 @@ class Run:
         """
         e = self.experiment.model_dump(mode="json")
         whole = {name: e["ensemble"].pop(name) for name in ("members", "length")}
-        for name in ("ranks", "micro_batch"):  # they change the last bits at most
+        for name in ("ranks", "micro_batch", "compile"):  # they change the last bits at most
             del e["score"]["train"][name]
         rivals = e["score"].pop("rivals")
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]

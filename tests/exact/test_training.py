@@ -1,6 +1,10 @@
 """Training: steps that fail, memory that is short, data that are streamed, eyes that watch."""
 
 import math
+import os
+import re
+import subprocess
+import sys
 from itertools import pairwise
 
 import numpy as np
@@ -230,3 +234,33 @@ def test_the_best_parameters_are_those_of_the_lowest_loss():
         best.offer(step, loss, parameters)
     assert (best.step, best.loss, best.waited, float(best.parameters["w"])) == (2, 1.0, 2, 2.0)
     assert Best.from_state(best.state()) == best
+
+
+def test_a_compiled_network_learns_the_same_and_goes_on(x):
+    """To rounding; a checkpoint says nothing of it, and what is evaluated is not compiled."""
+    plain, fast = trainer(x), trainer(x, compile=True)
+    assert losses(fast) == pytest.approx(losses(plain), rel=1e-4)
+    resumed = trainer(x)
+    resumed.restore(fast.state())
+    assert fast.advance().loss == pytest.approx(resumed.advance().loss, rel=1e-4)
+    assert fast.averaged().network._compiled_call_impl is None
+
+
+WITHOUT = """
+import torch
+from workflow.config import ScoreConfig
+from workflow.scores.closed_form import SpectralGaussian
+from workflow.scores.training import Trainer
+x = torch.randn(64, 1, 8, 8)
+config = {"network": {"channels": 4}, "train": {"global_batch": 16, "compile": True}}
+Trainer(x, SpectralGaussian.fit(x), config=ScoreConfig.model_validate(config), seed=3).advance()
+"""
+
+
+def test_without_a_compiler_one_line_says_what_to_do(tmp_path):
+    nothing = {"CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", WITHOUT]
+    environment = os.environ | nothing
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.search("UserError: the network cannot be compiled: .*, or name it in CXX, or", last)

@@ -17,6 +17,7 @@ from workflow.diffusion.gaussian import antithetic_loss
 from workflow.interfaces import UserError
 from workflow.scores.batches import Batches, Held, Sample, Source, roll_each
 from workflow.scores.closed_form import Gaussian
+from workflow.scores.compilation import compile_network, refuse_what_cannot_be_compiled
 from workflow.scores.devices import is_out_of_memory
 from workflow.scores.neural import WhitenedScore, with_parameters
 
@@ -131,7 +132,7 @@ class Trainer:
     """Adam with a cosine schedule and an exponential moving average of the parameters.
 
     Its state after a step is a function of (snapshots, config, seed, step) and the number of
-    ranks only; the number of ranks, the micro-batch and the device change it by rounding.
+    ranks only; these, the micro-batch, the device and compilation change it by rounding.
 
     Args:
         snapshots: training data `(sample, field, *shape)`, or where to take them from.
@@ -165,6 +166,8 @@ class Trainer:
         torch.manual_seed(seed)  # initial weights only; nothing is drawn from it afterwards
         self.model = WhitenedScore(whitening, config).to(self.device)
         self.model.compute = PRECISIONS[config.train.precision]
+        if config.train.compile:
+            compile_network(self.model)
         self.step = self.skipped = self._skipped_in_row = 0
         self._config = config.train
         parameters = list(self.model.parameters())
@@ -199,7 +202,8 @@ class Trainer:
         """One step.
 
         Raises:
-            UserError: not even one pair fits into memory, or too many steps were skipped in a row.
+            UserError: not even one pair fits into memory, too many steps were skipped in a row, or
+                the network cannot be compiled.
         """
         batch = make_batch(self.model, self._batches.at(self.step))
         loss = self._backward(batch)
@@ -239,6 +243,7 @@ class Trainer:
             try:
                 return self.gradients.mean(self._accumulate(batch))
             except RuntimeError as error:
+                refuse_what_cannot_be_compiled(error)
                 # Sums over ranks may have begun once a step has gone well.
                 if self._fits or not is_out_of_memory(error):
                     raise
