@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from workflow.config import ScoreConfig
 from workflow.scores.batches import draw
 from workflow.scores.closed_form import SpectralGaussian
+from workflow.scores.compilation import compile_network
 from workflow.scores.devices import compute_device
 from workflow.scores.neural import NeuralScore
 from workflow.scores.training import Trainer, batch_loss, make_batch
@@ -103,7 +104,7 @@ def compiled(device, seconds) -> str:
     found = []
     for grid, channels, blocks, calls in CASES[1:3]:
         ways = [a_trainer(grid, channels, blocks, calls, "bf16", device) for _ in range(2)]
-        ways[1].model.network.compile()
+        compile_network(ways[1].model)
         ways[1].advance()
         times = [[rate(w.advance, device, seconds / 3) for w in ways] for _ in range(3)]
         plain, fast = (statistics.median(t) for t in zip(*times, strict=True))

@@ -105,46 +105,44 @@ def test_a_signal_waits_for_the_end_of_an_import(number, tmp_path):
     assert process.returncode == 128 + number
 
 
-IN_A_FINALISER = """
+MOMENT = """
 import os, signal, sys, time
-from hpc.stopping import Stopped, stop_tidily
+from hpc.stopping import Stopped, stop_tidily, unbroken
+{before}
 stop_tidily()
-
-class Finalised:
-    def __del__(self):
-        os.kill(os.getpid(), signal.{number})
-
 try:
-    Finalised()
+    {moment}
     time.sleep({patience})
 except Stopped as stopped:
     print(stopped.heard(), file=sys.stderr)
     sys.exit(128 + stopped.number)
 """
 
-IN_AN_EXTENSION = """
-import os, signal, sys, time
-from hpc.stopping import Stopped, stop_tidily
+IN_A_FINALISER = (
+    """
+class Finalised:
+    def __del__(self):
+        os.kill(os.getpid(), signal.{number})
+""",
+    "Finalised()",
+)
 
+IN_AN_EXTENSION = (
+    """
 def kind(_value):
     os.kill(os.getpid(), signal.{number})
-
-stop_tidily()
-try:
+""",
+    """
     try:
         kind(1)
     except BaseException:
         pass  # as compiled code does
-    time.sleep({patience})
-except Stopped as stopped:
-    print(stopped.heard(), file=sys.stderr)
-    sys.exit(128 + stopped.number)
-"""
+""",
+)
 
-IN_A_VALIDATION = """
-import os, signal, sys, time
+IN_A_VALIDATION = (
+    """
 import pydantic
-from hpc.stopping import Stopped, stop_tidily
 from typing import Annotated
 
 def kind(_value):
@@ -160,30 +158,19 @@ class Model(pydantic.BaseModel):
     it: Both
 
 value = Model.model_construct(it=1)
-stop_tidily()
-try:
-    print(value.model_dump())
-    time.sleep({patience})
-except Stopped as stopped:
-    print(stopped.heard(), file=sys.stderr)
-    sys.exit(128 + stopped.number)
-"""
+""",
+    "print(value.model_dump())",
+)
 
-WHOLE = """
-import os, signal, sys, time
-from hpc.stopping import Stopped, stop_tidily, unbroken
-stop_tidily()
-try:
+WHOLE = (
+    "",
+    """
     with unbroken():
         os.kill(os.getpid(), signal.{number})
         time.sleep(0.5)
         print("whole")
-    time.sleep({patience})
-except Stopped as stopped:
-    print(stopped.heard(), file=sys.stderr)
-    sys.exit(128 + stopped.number)
-"""
-
+""",
+)
 
 BAD_MOMENTS = [
     (IN_A_FINALISER, ""),
@@ -197,7 +184,9 @@ BAD_MOMENTS = [
 @pytest.mark.parametrize(("code", "said"), BAD_MOMENTS)
 def test_a_signal_at_a_bad_moment_is_heard_after_it(code, said, number, tmp_path):
     """Finalisers and extensions drop what is raised in them, and some things are done whole."""
-    process = started(code.format(number=number.name, patience=PATIENCE), cwd=tmp_path)
+    before, moment = (part.format(number=number.name) for part in code)
+    script = MOMENT.format(before=before, moment=moment, patience=PATIENCE)
+    process = started(script, cwd=tmp_path)
     try:
         told = process.communicate(timeout=PATIENCE / 2)
     finally:

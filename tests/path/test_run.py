@@ -273,8 +273,7 @@ def test_killing_any_process_at_any_time_does_not_change_a_bit(finished, work):
 def _run_and_kill(work, dice, *, runs):
     """Run until all is done, and kill whatever the dice say; how many of each kind were killed.
 
-    Ranks whose launcher's proxy was killed are nobody's children: they finish the training, and
-    nobody finds them to kill. As it is done too early then, it is done again.
+    A training that ends before all its kills were drawn is done again.
     """
     command = [sys.executable, "-m", "workflow.cli", "run", "tiny.yaml", "--runs", runs, "-q"]
     command += ["--set", ALONE[0], "--set", ALONE[1], "--catalogs", f"catalogs-{runs}"]
