@@ -34,22 +34,6 @@ EXPERIMENT = {
     "report": {"format": ["json"]},
 }
 
-SHORT = {
-    "name": "short",
-    "system": {"kind": "allen_cahn", "grid": 8},
-    "ensemble": {
-        "members": 4,
-        "group": 4,
-        "spinup": 0.5,
-        "length": 8.0,
-        "save_every": 0.5,
-        "chunk": "4KiB",  # four times
-    },
-    "score": {"estimator": "gaussian"},
-    "response": {"estimators": ["gaussian", "direct"], "max_lag": 2.0},
-    "direct": {"pairs": 8},
-    "report": {"format": ["json"]},
-}
 LARGER = "ensemble.members=8", "ensemble.length=12.0"
 
 
@@ -66,6 +50,18 @@ def made(tmp_path_factory, client):
         return run
 
     return make
+
+
+@pytest.fixture(scope="module")
+def short(small_yaml):
+    """The small experiment in chunks of four times, with paired runs."""
+    small = yaml.safe_load(small_yaml)
+    return small | {
+        "ensemble": small["ensemble"] | {"chunk": "4KiB"},
+        "response": {"estimators": ["gaussian", "direct"], "max_lag": 2.0},
+        "direct": {"pairs": 8},
+        "report": {"format": ["json"]},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +102,9 @@ def test_responses_are_those_of_the_run_made_at_once(grown_and_whole):
 
 
 @pytest.fixture(scope="module")
-def larger(made):
+def larger(made, short):
     """Bytes of the stores of a run that was as large from the beginning."""
-    return stored(made(SHORT, "larger", *LARGER))
+    return stored(made(short, "larger", *LARGER))
 
 
 def stored(run):
@@ -121,10 +117,10 @@ def receipts(run):
     return {path: path.stat().st_mtime_ns for path in run.ledger("simulate").folder.iterdir()}
 
 
-def test_a_grown_run_has_the_bytes_of_one_made_at_that_size(made, larger):
+def test_a_grown_run_has_the_bytes_of_one_made_at_that_size(made, short, larger):
     """More members, and a longer run, cost only what is new."""
-    before = receipts(made(SHORT, "small"))
-    grown = made(SHORT, "small", *LARGER)
+    before = receipts(made(short, "small"))
+    grown = made(short, "small", *LARGER)
     assert before.items() <= receipts(grown).items()
     assert stored(grown) == larger
     assert {name.split("/")[0] for name in larger} == {
@@ -133,13 +129,13 @@ def test_a_grown_run_has_the_bytes_of_one_made_at_that_size(made, larger):
     assert xr.open_zarr(grown.ensemble).u.shape == (8, 24, 8, 8)
 
 
-def test_a_run_with_a_partly_filled_last_chunk_grows_too(made, larger):
+def test_a_run_with_a_partly_filled_last_chunk_grows_too(made, short, larger):
     """That block is made again, as no chunk may be partly empty; all others stay."""
-    partly = made(SHORT, "partly", "ensemble.members=6", "ensemble.length=7.0")
+    partly = made(short, "partly", "ensemble.members=6", "ensemble.length=7.0")
     names = "spinup-g0000-00001.json", "ensemble-g0000-00000.json"
     before = {path: stamp for path, stamp in receipts(partly).items() if path.name in names}
     assert len(before) == 2
-    grown = made(SHORT, "partly", *LARGER)
+    grown = made(short, "partly", *LARGER)
     assert before.items() <= receipts(grown).items()
     assert stored(grown) == larger
 
