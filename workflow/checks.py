@@ -38,6 +38,7 @@ def check(run: Run) -> None:
     _check_variance(run)
     _check_members(run)
     _check_estimators(run)
+    _check_given(run)
     _check_extrapolation(run)
     _check_training(run)
     _check_samples(run)
@@ -133,6 +134,31 @@ def _check_estimators(run: Run) -> None:
             f"score.estimator=kgmm: a snapshot has {saved.numbers} numbers, clusters can cover "
             f"up to {KGMM_NUMBERS}; use neural"
         )
+
+
+def _check_given(run: Run) -> None:
+    e, saved = run.experiment, run.saved
+    if not saved.given:
+        return
+    names = ", ".join(field.name for field in saved.given)
+    if "kgmm" in {*e.response.estimators, e.score.estimator}:
+        raise UserError(
+            f"score.estimator=kgmm: clusters know no score given {names}; use neural or gaussian"
+        )
+    if e.sample is not None:
+        raise UserError(
+            f"sample: the learned score is that of fields given {names}, of which there are no "
+            "samples; remove the section, or take the score of all fields without 'given'"
+        )
+    system = run.system if e.system is not None else None
+    channels = build_perturbations(e.response.perturbations, saved, system=system, where=run.folder)
+    for one in channels:
+        if one.conjugate is not None:
+            raise UserError(
+                f"response.perturbations has '{one.name}', which depends on the state; scores "
+                f"given {names} answer kicks of fixed directions only: remove it, or take the "
+                "score of all fields"
+            )
 
 
 def _check_training(run: Run) -> None:

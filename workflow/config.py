@@ -108,6 +108,9 @@ class ScoreConfig(Strict):
 
     estimator: Literal["neural", "kgmm", "gaussian", "exact"] = "neural"
     whiten: Literal[True] = True
+    given: tuple[str, ...] = Field(
+        (), description="saved fields that nothing kicks; scores are conditioned on them"
+    )
     process: ProcessConfig = EdmConfig()
     network: NetworkConfig = NetworkConfig()
     train: TrainConfig = TrainConfig()

@@ -45,11 +45,13 @@ class Field:
         name: variable name in `ensemble.zarr`.
         long_name: what it is, in words (CF `long_name`).
         units: CF units, "1" when dimensionless.
+        kicked: False where no state differs from another in this field alone.
     """
 
     name: str
     long_name: str
     units: str = "1"
+    kicked: bool = True
 
 
 @dataclass(frozen=True)
@@ -57,19 +59,53 @@ class Saved:
     """What every snapshot of a run holds.
 
     Attributes:
-        fields: the physical fields, in order.
+        fields: the physical fields that are watched and kicked, in order.
         shape: space shape of every field; `()` for plain variables.
         homogeneous: True when the statistics do not depend on the place.
+        given: fields saved beside them that nothing kicks. Scores are grad log p(fields | given),
+            and arrays for them have these fields after the others.
     """
 
     fields: tuple[Field, ...]
     shape: tuple[int, ...]
     homogeneous: bool
+    given: tuple[Field, ...] = ()
+
+    @property
+    def all_fields(self) -> tuple[Field, ...]:
+        """The fields, then the given ones."""
+        return self.fields + self.given
 
     @property
     def numbers(self) -> int:
-        """Numbers in a snapshot."""
+        """Numbers in the fields of a snapshot."""
         return len(self.fields) * math.prod(self.shape)
+
+    @property
+    def all_numbers(self) -> int:
+        """Numbers in a snapshot with what is given."""
+        return len(self.all_fields) * math.prod(self.shape)
+
+    def conditioned(self, names: Sequence[str]) -> Saved:
+        """The same with the fields of these names given, and those that cannot be kicked.
+
+        Raises:
+            UserError: no such field, or none is left.
+        """
+        known = [field.name for field in self.fields]
+        for name in names:
+            if name not in known:
+                raise UserError(
+                    f"score.given has '{name}', which is not saved; choose from {', '.join(known)}"
+                )
+        given = tuple(f for f in self.fields if f.name in names or not f.kicked)
+        fields = tuple(f for f in self.fields if f not in given)
+        if not fields:
+            raise UserError(
+                f"score.given={', '.join(known)}: all fields are given and none is left to kick; "
+                "leave one out"
+            )
+        return Saved(fields, self.shape, self.homogeneous, given)
 
     @property
     def maps(self) -> bool:

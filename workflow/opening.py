@@ -79,7 +79,8 @@ def open_experiment(experiment: Experiment, runs: Path, where: Path) -> Run:
         resolved["data"] = data.model_dump(mode="json")
         resolved["ensemble"] |= decided
         if "perturbations" not in experiment.response.model_fields_set:
-            resolved["response"]["perturbations"] = [usual_perturbation(saved_of(data))]
+            kicked = saved_of(data).conditioned(experiment.score.given)
+            resolved["response"]["perturbations"] = [usual_perturbation(kicked)]
     for spec in resolved["response"]["perturbations"]:
         if isinstance(spec, dict) and "file" in spec:
             spec["file"] = str((where / str(spec["file"])).resolve())

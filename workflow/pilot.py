@@ -57,8 +57,8 @@ def seconds_per_training_step(run: Run, patience: float) -> float:
     """
     torch.set_num_threads(1)
     saved = run.saved
-    x = torch.randn(NOISE, len(saved.fields), *saved.shape)
-    whitening = fit_gaussian(x, homogeneous=saved.homogeneous)
+    x = torch.randn(NOISE, len(saved.all_fields), *saved.shape)
+    whitening = fit_gaussian(x, homogeneous=saved.homogeneous, given=len(saved.given))
     trainer = Trainer(x, whitening, config=run.experiment.score, seed=run.experiment.seed)
     trainer.advance()
     return _mean_time(trainer.advance, patience)

@@ -61,10 +61,24 @@ class Run:
 
     @cached_property
     def saved(self) -> Saved:
-        """What is saved at every time: of the system, or found in the user's data."""
+        """What is saved at every time: of the system, or found in the user's data.
+
+        Raises:
+            UserError: `score.given` names what is not there.
+        """
+        return self._everything.conditioned(self.experiment.score.given)
+
+    @cached_property
+    def _everything(self) -> Saved:
         if self.experiment.data is None:
             return Saved(tuple(self.system.fields), self.system.shape, self.system.homogeneous)
         return saved_of(self.experiment.data)
+
+    @cached_property
+    def rows(self) -> list[int]:
+        """Where `saved.all_fields` stand among the fields as the system, or the data, have them."""
+        names = [field.name for field in self._everything.fields]
+        return [names.index(field.name) for field in self.saved.all_fields]
 
     @property
     def home(self) -> Path:
@@ -307,6 +321,8 @@ class Run:
         for name in ("ranks", "micro_batch", "compile"):  # they change the last bits at most
             del e["score"]["train"][name]
         rivals = e["score"].pop("rivals")
+        if not e["score"]["given"]:  # as runs were before it could be
+            del e["score"]["given"]
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
         content += [lost] if (lost := sorted(self.quarantined)) else []
         response = e["response"]

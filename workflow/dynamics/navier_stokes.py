@@ -43,7 +43,6 @@ class NavierStokes(Parameters):
     `phases` `(member, mode)`, in radians. Derivatives vanish at Nyquist.
     """
 
-    fields: ClassVar[Sequence[SavedField]] = (SavedField("vorticity", "vorticity", "1"),)
     homogeneous: ClassVar[bool] = True
 
     scheme: Literal["paper", "dealiased"] = Field(
@@ -57,6 +56,16 @@ class NavierStokes(Parameters):
     mean_damping: float = Field(1.0, ge=0, description="damping rate of the mean, 1 / time")
     forcing: float = Field(300.0, ge=0, description="amplitude a at N = 128; scaled by (N/128)^2")
     mean_forcing: float = Field(0.1, ge=0, description="factor on the forcing of the mean")
+    save_forcing: bool = Field(
+        False, description="save the forcing too, for scores that are conditioned on it"
+    )
+
+    @property
+    def fields(self) -> Sequence[SavedField]:  # type: ignore[override]
+        """The vorticity, and the forcing where it is saved; phases follow a law of their own."""
+        vorticity = SavedField("vorticity", "vorticity", "1")
+        forcing = SavedField("forcing", "forcing of the vorticity", "1", kicked=False)
+        return (vorticity, forcing) if self.save_forcing else (vorticity,)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -129,11 +138,15 @@ class NavierStokes(Parameters):
         return symbols.kept * ((d_dx**2 - d_dy**2) * product - d_dx * d_dy * square)
 
     def observe(self, state: State) -> Tensor:
-        """Vorticity `(member, 1, y, x)`; the phases stay hidden."""
-        return torch.fft.irfft2(state["zeta_hat"], s=self.shape)[:, None]
+        """Vorticity, and the forcing where it is saved, `(member, field, y, x)`."""
+        modes = [state["zeta_hat"]]
+        if self.save_forcing:
+            phases = state["phases"]
+            modes.append(self._forcing(phases, self.symbols(phases.dtype, str(phases.device))))
+        return torch.fft.irfft2(torch.stack(modes, dim=1), s=self.shape)
 
     def displace(self, state: State, displacement: Tensor) -> State:
-        """Vorticity moved by `(member, 1, y, x)`, phases unchanged."""
+        """Vorticity moved by that of `(member, field, y, x)`, phases unchanged."""
         return {**state, "zeta_hat": state["zeta_hat"] + torch.fft.rfft2(displacement[:, 0])}
 
     def _forcing(self, phases: Tensor, symbols: Symbols) -> Tensor:

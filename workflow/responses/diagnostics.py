@@ -1,6 +1,7 @@
 """Identities that a score, a drift and a stationary run must obey, each with its error bar.
 
     < s > = 0,    -< x_i s_j > = delta_ij,    -< x_i^n s_j > = n < x_i^(n-1) > delta_ij
+    < y s_j > = 0 of what the score is conditioned on
     < div F + F . s > = 0,    dR_ij/dt(0+) = < dF_i/dx_j >
 
 Means are taken per unit: a member, or a block of time of one. The scatter between units is the
@@ -50,6 +51,7 @@ def unit_means(
     mean: Tensor,
     homogeneous: bool,
     drift: Callable[[Tensor], Tensor] | None = None,
+    given: Tensor | None = None,
     seed: Seed = 0,
 ) -> dict[str, Floats]:
     """Means over the samples of one unit that the identities are about.
@@ -61,6 +63,8 @@ def unit_means(
             all units. The identities hold about any; the mean of the data keeps the noise low.
         homogeneous: average over places, and resolve by wavenumber.
         drift: F(x), `(batch, field, *shape)`, where the equation is known.
+        given: what the scores are conditioned on, less a fixed reference of its own,
+            `(sample, given, *shape)`.
         seed: of the random probes in div F; name the unit in it.
 
     Returns:
@@ -81,6 +85,10 @@ def unit_means(
     if means["stein"].is_complex():
         power = -_stein(y, y, homogeneous=homogeneous).real
         means["power"] = power.diagonal(dim1=0, dim2=1).movedim(-1, 0)
+    if given is not None and given.shape[1]:
+        products = given.double()[:, :, None] * s[:, None]
+        places = range(3, products.ndim) if homogeneous else ()
+        means["given"] = products.mean((0, *places)).flatten()
     if drift is not None:
         some = slice(None, None, -(-len(x) // _DRIFT_SAMPLES))
         z = x[some].double()
@@ -128,6 +136,8 @@ def identity_checks(means: Mapping[str, Floats]) -> list[Check]:
         _rms(f"-<x s> = 1, root mean square over {plural}", stein, target),
         *higher,
     ]
+    if "given" in means:
+        checks.append(worst("<y s> = 0 of what is given", means["given"], 0.0))
     if "production" in means:
         pair = means["production"]
         checks.append(worst("<F . s> = -<div F>", pair[:, 1], -pair[:, 0]))

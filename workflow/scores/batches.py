@@ -79,8 +79,8 @@ def draw(
         step: number of the step.
         pairs: antithetic pairs of the whole step.
         share: which of them.
-        shape: fields and space of a snapshot.
-        normals: normals for one number of a snapshot.
+        shape: fields that noise is for, and space.
+        normals: normals for one number of them.
         uniforms: further uniform numbers of a pair.
         threads: draw several lanes at once.
     """
@@ -152,6 +152,7 @@ class Batches:
         pairs: antithetic pairs of a whole step.
         share: those of this rank.
         device: where the samples go.
+        fields: that noise is for, the first ones of a snapshot; default all.
         normals: as for `draw`.
         uniforms: as for `draw`.
     """
@@ -164,11 +165,13 @@ class Batches:
         pairs: int,
         share: range,
         device: torch.device,
+        fields: int | None = None,
         normals: int = 1,
         uniforms: int = 0,
     ) -> None:
         self._source, self._seed, self._pairs, self._share = source, seed, pairs, share
         self._numbers = {"normals": normals, "uniforms": uniforms}
+        self._shape = (fields or source.shape[0], *source.shape[1:])
         self._device = device
         self._thread = ThreadPoolExecutor(1, "batches")
         # A GPU takes a batch faster than one core draws its normals.
@@ -187,13 +190,12 @@ class Batches:
         return self._thread.submit(self._make, step)
 
     def _make(self, step: int) -> Sample:
-        shape = self._source.shape
         drawn = draw(
             self._seed,
             step,
             pairs=self._pairs,
             share=self._share,
-            shape=shape,
+            shape=self._shape,
             threads=self._more,
             **self._numbers,
         )

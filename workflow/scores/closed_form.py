@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -116,12 +117,14 @@ class SpectralGaussian(_Whitening):
         spectrum: C_k, eigenvalues of the pixel covariances, `(field, field, *half-spectrum)`.
         shape: space shape.
         potential: of the field in units of its spread, for a learned score to start from.
+        joint: Gaussian of these fields and of what is given, in this order; None for nothing.
     """
 
     mean: Tensor
     spectrum: Tensor
     shape: tuple[int, ...]
     potential: LocalPotential | None = None
+    joint: SpectralGaussian | None = None
 
     @classmethod
     def fit(cls, x: Tensor) -> SpectralGaussian:
@@ -158,7 +161,7 @@ class SpectralGaussian(_Whitening):
         state = {"mean": self.mean, "spectrum": self.spectrum}
         if self.potential is not None:
             state |= {f"potential_{k}": v for k, v in self.potential.state().items()}
-        return state
+        return state | _joint_state(self.joint)
 
     def with_potential(self, x: Tensor) -> SpectralGaussian:
         """The same, with a local potential fitted to data `(batch, field, *shape)`."""
@@ -214,12 +217,14 @@ class DenseGaussian(_Whitening):
         scale: D^(1/2), standard deviations, `(numbers,)` of a flattened snapshot.
         values: eigenvalues of the correlations U, `(numbers,)`.
         vectors: eigenvectors of U in columns, `(numbers, numbers)`.
+        joint: as of `SpectralGaussian`.
     """
 
     mean: Tensor
     scale: Tensor
     values: Tensor
     vectors: Tensor
+    joint: DenseGaussian | None = None
 
     @classmethod
     def fit(cls, x: Tensor) -> DenseGaussian:
@@ -271,7 +276,7 @@ class DenseGaussian(_Whitening):
     def state(self) -> dict[str, Tensor]:
         """Tensors from which `gaussian_from` makes it again."""
         names = ("mean", "scale", "values", "vectors")
-        return {name: getattr(self, name) for name in names}
+        return {name: getattr(self, name) for name in names} | _joint_state(self.joint)
 
     @cached_property
     @torch.inference_mode(False)
@@ -289,11 +294,19 @@ class DenseGaussian(_Whitening):
 Gaussian = SpectralGaussian | DenseGaussian
 
 
-def fit_gaussian(x: Tensor, *, homogeneous: bool) -> Gaussian:
-    """The Gaussian with the symmetry of the data `(batch, field, *shape)`, and its potential."""
+def fit_gaussian(x: Tensor, *, homogeneous: bool, given: int = 0) -> Gaussian:
+    """The Gaussian with the symmetry of the data, and its potential.
+
+    Args:
+        x: data `(batch, field + given, *shape)`.
+        homogeneous: whether the statistics do not depend on the place.
+        given: how many of the fields, the last ones, are conditions and have no score.
+    """
+    fields = x[:, : x.shape[1] - given]
     if homogeneous and x.ndim > 2:
-        return SpectralGaussian.fit(x).with_potential(x)
-    return DenseGaussian.fit(x)
+        joint = SpectralGaussian.fit(x) if given else None
+        return replace(SpectralGaussian.fit(fields).with_potential(fields), joint=joint)
+    return replace(DenseGaussian.fit(fields), joint=DenseGaussian.fit(x) if given else None)
 
 
 def refuse_dense(numbers: int) -> None:
@@ -308,11 +321,23 @@ def refuse_dense(numbers: int) -> None:
 
 def gaussian_from(state: Mapping[str, Tensor], shape: tuple[int, ...]) -> Gaussian:
     """The Gaussian of a `state()`."""
-    if "spectrum" in state:
-        found = {k[10:]: v for k, v in state.items() if k.startswith("potential_")}
+    own, found = dict(state), _taken(state, "potential_")
+    parts = _taken(state, "joint_")
+    joint: Any = gaussian_from(parts, shape) if parts else None
+    if "spectrum" in own:
         potential = LocalPotential(**found) if found else None
-        return SpectralGaussian(state["mean"], state["spectrum"], shape, potential)
-    return DenseGaussian(**state)
+        return SpectralGaussian(own["mean"], own["spectrum"], shape, potential, joint)
+    names = ("mean", "scale", "values", "vectors")
+    return DenseGaussian(**{name: own[name] for name in names}, joint=joint)
+
+
+def _joint_state(joint: Gaussian | None) -> dict[str, Tensor]:
+    return {} if joint is None else {f"joint_{k}": v for k, v in joint.state().items()}
+
+
+def _taken(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """What has a prefix, without it."""
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
 
 
 def _per_field(values: Tensor, x: Tensor) -> Tensor:

@@ -46,21 +46,21 @@ class ResidualBlock(nn.Module):
 
 
 class SpectralLinear(nn.Module):
-    """A complex matrix of the fields at every wavenumber, zero until `settled` solves for it.
+    """A complex matrix over fields at every wavenumber, zero until `settled` solves for it.
 
     Not a parameter: training would only add noise to what one linear system gives.
     """
 
     weight: Tensor
 
-    def __init__(self, fields: int, shape: tuple[int, ...]) -> None:
+    def __init__(self, inputs: int, outputs: int, shape: tuple[int, ...]) -> None:
         super().__init__()
         half = (*shape[:-1], shape[-1] // 2 + 1)
         self.shape = shape
-        self.register_buffer("weight", torch.zeros(2, fields, fields, *half), persistent=False)
+        self.register_buffer("weight", torch.zeros(2, outputs, inputs, *half), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """`(batch, field, *shape)` -> same."""
+        """`(batch, inputs, *shape)` -> `(batch, outputs, *shape)`."""
         axes = tuple(range(2, x.ndim))
         weight = torch.complex(self.weight[0], self.weight[1])
         modes = torch.einsum("fg...,bg...->bf...", weight, torch.fft.rfftn(x, dim=axes))

@@ -30,6 +30,7 @@ class LocalNetwork(nn.Module):
         states: fields it sees for each field of the data.
         heads: fields it answers for each field of the data.
         linear: whether there is a linear map, one for all noise levels.
+        given: fields it is told of beside those of the data.
     """
 
     def __init__(
@@ -42,10 +43,11 @@ class LocalNetwork(nn.Module):
         states: int = 1,
         heads: int = 1,
         linear: bool = True,
+        given: int = 0,
     ) -> None:
         super().__init__()
         self.answers, dim, channels = fields * heads, len(shape), config.channels
-        self.enter = PeriodicConv(2 * fields * states, channels, dim)
+        self.enter = PeriodicConv(2 * fields * states + given, channels, dim)
         places = None if homogeneous else nn.Parameter(torch.zeros(channels, *shape))
         self.register_parameter("places", places)
         self.blocks = nn.ModuleList(
@@ -55,13 +57,17 @@ class LocalNetwork(nn.Module):
         for parameter in self.leave.parameters():
             nn.init.zeros_(parameter)
         solved = linear and homogeneous and bool(shape)
-        self.linear = SpectralLinear(fields, shape) if solved else None
+        self.linear = SpectralLinear(fields + given, fields, shape) if solved else None
 
     def forward(
-        self, whitened: Tensor, physical: Tensor, condition: Tensor
+        self, whitened: Tensor, physical: Tensor, condition: Tensor, given: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Two answers `(batch, head * field, *shape)` from two views and a condition `(batch,)`."""
-        h = self.enter(torch.cat([whitened, physical], dim=1))
+        """Two answers `(batch, head * field, *shape)` from two views and a condition `(batch,)`.
+
+        `given` `(batch, given, *shape)` is in standard deviations.
+        """
+        more = [] if given is None else [given]
+        h = self.enter(torch.cat([whitened, physical, *more], dim=1))
         if self.places is not None:
             h = h + self.places
         for block in self.blocks:
@@ -69,7 +75,9 @@ class LocalNetwork(nn.Module):
         # Fourier transforms have no half precision.
         out = self.leave(nn.functional.silu(h)).to(whitened.dtype)
         white, local = out.split(self.answers, dim=1)
-        return white if self.linear is None else white + self.linear(whitened), local
+        if self.linear is not None:
+            white = white + self.linear(torch.cat([whitened, *more], dim=1))
+        return white, local
 
 
 NETWORKS = {"local": LocalNetwork}

@@ -1,10 +1,11 @@
-"""The learned score: a denoiser on whitened fields."""
+"""The learned score: a denoiser on whitened fields, which may be told of others."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +13,16 @@ from torch import Tensor, nn
 from workflow.config import ScoreConfig
 from workflow.diffusion import build_process
 from workflow.interfaces import ForwardProcess
-from workflow.scores.closed_form import Gaussian, SpectralGaussian
+from workflow.scores.closed_form import SPECTRUM_FLOOR, Gaussian, SpectralGaussian
+from workflow.scores.conditional import ConditionalGaussian, Standardised, given_fields, split
 from workflow.scores.networks import NETWORKS
 
 
 class WhitenedScore(nn.Module):
     """Score of whitened data noised to sigma, `(batch, field, *shape)`.
+
+    Where the whitening has a joint Gaussian, it is that of the fields given others, which are
+    never noised: `given` `(batch, given, *shape)`, in their own units.
 
     Attributes:
         compute: type in which the network alone computes; whitening, noise and answer keep theirs.
@@ -42,41 +47,57 @@ class WhitenedScore(nn.Module):
             states=self.process.states,
             heads=len(self.process.heads),
             linear=narrow,
+            given=given_fields(whitening),
         )
         # Per field: fields can have units of any size.
         scale = whitening.pixel_variance.sqrt().float()
         scale = scale.reshape(-1, *[1] * len(whitening.shape))
+        self.standardised = Standardised(whitening) if given_fields(whitening) else None
         self.register_buffer("_scale", scale, persistent=False)
 
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+    def forward(self, x: Tensor, sigma: Tensor, given: Tensor | None = None) -> Tensor:
         """Score at whitened, noised `x` and levels `sigma` `(batch,)` (or one for all).
 
         Raises:
             UserError: the process has no ordinary score.
         """
-        return self.process.score(self.answers, x, sigma.expand(len(x)))
+        answers = partial(self.answers, given=given)
+        return self.process.score(answers, x, sigma.expand(len(x)))
 
-    def answers(self, state: Tensor, sigma: Tensor) -> Tensor:
+    def answers(self, state: Tensor, sigma: Tensor, given: Tensor | None = None) -> Tensor:
         """What the process asks for, `(batch, head * field, *shape)`.
 
         Args:
             state: whitened, noised `(batch, state * field, *shape)`.
             sigma: levels `(batch,)`.
+            given: of as many snapshots, or of fewer that come again in the same order.
         """
         seen, condition = self.process.inputs(state, sigma)
         scale = self._scale.to(state.dtype)
         physical = self._by_block(self.whitening.colour, seen)
         each = scale.repeat(self.process.states, *[1] * (scale.ndim - 1))
+        more = None
+        if given is not None and self.standardised is not None:
+            given = given.repeat(len(state) // len(given), *[1] * (given.ndim - 1)).to(state.dtype)
+            more = self.standardised(given)
         # Fourier transforms and dense whitenings have no place in half precision.
         with torch.autocast(state.device.type, self.compute, enabled=self.compute is not None):
-            white, local = self.network(seen, physical / each, condition)
+            white, local = self.network(seen, physical / each, condition, more)
         white, local = white.to(state.dtype), local.to(state.dtype)
         if self.potential is not None:
             # In place of the Gaussian: an untrained network has the score of the potential.
             white, local = white + seen, local + self.potential(physical / scale)
+        if given is not None and self.process.narrow:
+            # What two Gaussians tell of each other is known and need not be learned.
+            white = white + self._beyond(state, given)
         each = scale.repeat(len(self.process.heads), *[1] * (scale.ndim - 1))
         output = white + self._by_block(self.whitening.score_to_white, local / each)
         return self.process.interpret(output, state, sigma)
+
+    def _beyond(self, x: Tensor, given: Tensor) -> Tensor:
+        """What the Gaussian conditional score adds to that of the fields alone, whitened."""
+        conditional = ConditionalGaussian(self.whitening)
+        return self.whitening.score_to_white(conditional.beyond(self.whitening.unwhiten(x), given))
 
     def equalise(self, s: Tensor) -> Tensor:
         """J^(-1/2) s where noise and score follow the local potential, else s."""
@@ -87,20 +108,22 @@ class WhitenedScore(nn.Module):
         fields = len(self.whitening.mean)
         return function(x.reshape(-1, fields, *x.shape[2:])).reshape(x.shape)
 
-    def beginning(self, x: Tensor) -> Tensor:
+    def beginning(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         """Whitened score that training starts from, without noise, at whitened `x`."""
-        if self.potential is None:
-            return -x
-        scale = self._scale.to(x.dtype)
-        p = self.whitening.colour(x) / scale
-        return self.whitening.score_to_white(self.potential(p) / scale)
+        start = -x
+        if self.potential is not None:
+            scale = self._scale.to(x.dtype)
+            p = self.whitening.colour(x) / scale
+            start = self.whitening.score_to_white(self.potential(p) / scale)
+        return start if given is None else start + self._beyond(x, given)
 
 
 @dataclass(frozen=True)
 class NeuralScore:
     """The learned grad log p at the smallest noise level, on data.
 
-    It is computed where the model is, whatever the device of the data. It is the score of the
+    It is computed where the model is, whatever the device of the data. What it is conditioned on
+    comes after the fields, `(batch, field + given, *shape)`. It is the score of the
     density smoothed by noise of covariance sigma_min^2 J^-1, J the Fisher information of the score
     that training starts from: C for a Gaussian, and less where wells are narrower than C.
     """
@@ -115,9 +138,11 @@ class NeuralScore:
         """Score of the density smoothed by noise of covariance sigma^2 J^-1, at clean data."""
         whitening = self.model.whitening
         parameter = next(self.model.parameters())
-        white = whitening.whiten(x.to(parameter.device)).to(parameter.dtype)
+        fields, given = split(whitening, x.to(parameter.device))
+        white = whitening.whiten(fields).to(parameter.dtype)
         level = white.new_tensor([sigma])
-        return whitening.score_from_white(self.model(white, level).to(x.dtype)).to(x.device)
+        s = self.model(white, level, given)
+        return whitening.score_from_white(s.to(x.dtype)).to(x.device)
 
 
 def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
@@ -130,30 +155,60 @@ def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
     map of the network, the rest being fixed. Training comes close; but where a mode has narrow
     wells far apart, a linear term far too small for the loss to see is a large part of the
     response. Unlike a division by the Stein matrix, this leaves alone what is right in the score,
-    and only the small difference s~ - s~_0 is averaged, over few snapshots.
+    and only the small difference s~ - s~_0 is averaged, over few snapshots. What is given, y,
+    stands beside x~ in the same system, with -<s~ y^+> = 0.
 
     Args:
         model: with a linear map; without one, as without space, nothing changes.
-        x: snapshots `(batch, field, *shape)`: those of training.
+        x: snapshots `(batch, field + given, *shape)`: those of training.
     """
     model = with_parameters(model, dict(model.named_parameters()))
     linear = getattr(model.network, "linear", None)
     if linear is None:
         return model
-    axes, level = tuple(range(2, x.ndim)), linear.weight.new_tensor([model.process.sigma_min])
-    products = torch.zeros((), device=level.device)
+    level = linear.weight.new_tensor([model.process.sigma_min])
+    wrong = squares = torch.zeros((), device=level.device)
     with torch.no_grad():
         for part in x[:: -(-len(x) // SETTLING)].split(256):
-            white = model.whitening.whiten(part.to(level.device).double())
-            score = model(white.to(level.dtype), level)
-            added = score - model.beginning(white.to(level.dtype))
-            modes = [torch.fft.rfftn(v.double(), dim=axes, norm="ortho") for v in (added, white)]
-            both = torch.stack(modes)
-            products = products + torch.einsum("vbf...,bg...->v...fg", both, modes[1].conj())
-        change = -products[0] @ torch.linalg.inv(products[1]) * (1 + level.double() ** 2)
+            added, white, score, more = _on_data(model, part.to(level.device).double(), level)
+            both = white if more is None else torch.cat([white, more], dim=1)
+            errors = [torch.einsum("bf...,bg...->...fg", added, white.conj())]
+            if more is not None:
+                errors.append(torch.einsum("bf...,bg...->...fg", score, more.conj()))
+            wrong = wrong + torch.cat(errors, dim=-1)
+            squares = squares + torch.einsum("bf...,bg...->...fg", both, both.conj())
+        _lift(squares, fields=len(model.whitening.mean))
+        # What the network is told it sees as it is, x~ in units of order 1.
+        total = (1 + level.double() ** 2).repeat(squares.shape[-1])
+        total[len(model.whitening.mean) :].sqrt_()
+        change = -wrong @ torch.linalg.inv(squares) * total
         change = change.movedim((-2, -1), (0, 1))
         linear.weight += torch.stack([change.real, change.imag]).to(linear.weight)
     return model
+
+
+def _on_data(
+    model: WhitenedScore, x: Tensor, level: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Modes of s~ - s~_0, x~, s~ and of what is given, of snapshots in float64."""
+    axes = tuple(range(2, x.ndim))
+    fields, given = split(model.whitening, x)
+    white, more = model.whitening.whiten(fields), None
+    if given is not None and model.standardised is not None:
+        more = torch.fft.rfftn(model.standardised(given), dim=axes, norm="ortho")
+        given = given.to(level.dtype)
+    score = model(white.to(level.dtype), level, given)
+    added = score - model.beginning(white.to(level.dtype), given)
+    modes = (torch.fft.rfftn(v.double(), dim=axes, norm="ortho") for v in (added, white, score))
+    return next(modes), next(modes), next(modes), more
+
+
+def _lift(squares: Tensor, *, fields: int) -> None:
+    """Raise the power of given modes that never vary, which nothing can depend on."""
+    power = squares.diagonal(dim1=-2, dim2=-1)[..., fields:]
+    if power.numel():
+        floor = SPECTRUM_FLOOR * power.real.flatten(0, -2).max(0).values
+        power += (floor - power.real).clamp(min=0)
 
 
 SETTLING = 8192

@@ -18,6 +18,7 @@ from workflow.interfaces import UserError
 from workflow.scores.batches import Batches, Held, Sample, Source, roll_each
 from workflow.scores.closed_form import Gaussian
 from workflow.scores.compilation import compile_network, refuse_what_cannot_be_compiled
+from workflow.scores.conditional import split
 from workflow.scores.devices import is_out_of_memory
 from workflow.scores.neural import WhitenedScore, with_parameters
 
@@ -31,25 +32,30 @@ MOST_SKIPPED = 10
 
 @dataclass(frozen=True)
 class Batch:
-    """One antithetic batch: whitened `x`, normals `z`, levels `sigma`, further draws `uniform`."""
+    """One antithetic batch: whitened `x`, normals `z`, levels `sigma`, further draws `uniform`.
+
+    `given` is what the score of x is conditioned on, in its own units.
+    """
 
     x: Tensor
     z: Tensor
     sigma: Tensor
     uniform: Tensor | None = None
+    given: Tensor | None = None
 
     def part(self, pairs: slice) -> Batch:
         """Some of the pairs."""
-        more = None if self.uniform is None else self.uniform[pairs]
-        return Batch(self.x[pairs], self.z[pairs], self.sigma[pairs], more)
+        uniform, given = (None if v is None else v[pairs] for v in (self.uniform, self.given))
+        return Batch(self.x[pairs], self.z[pairs], self.sigma[pairs], uniform, given)
 
 
 def make_batch(model: WhitenedScore, sample: Sample) -> Batch:
     """Roll homogeneous fields at random, whiten, choose noise levels."""
-    x = roll_each(sample.x, sample.rolls) if model.homogeneous else sample.x
+    snapshots = roll_each(sample.x, sample.rolls) if model.homogeneous else sample.x
+    x, given = split(model.whitening, snapshots)
     # Whitened before it is rounded: a large mean would cost float32 digits.
-    white = model.whitening.whiten(x).float()
-    return Batch(white, sample.z, model.process.noise_levels(sample.level), sample.uniform)
+    white, level = model.whitening.whiten(x).float(), model.process.noise_levels(sample.level)
+    return Batch(white, sample.z, level, sample.uniform, given)
 
 
 def batch_loss(model: WhitenedScore, batch: Batch) -> Tensor:
@@ -62,7 +68,8 @@ def batch_loss(model: WhitenedScore, batch: Batch) -> Tensor:
     """
     noise = model.process.noise(batch.x, batch.sigma, batch.z, batch.uniform)
     shift = model.equalise(noise.shift)
-    both = model.answers(torch.cat([noise.mean + shift, noise.mean - shift]), batch.sigma.repeat(2))
+    states = torch.cat([noise.mean + shift, noise.mean - shift])
+    both = model.answers(states, batch.sigma.repeat(2), batch.given)
     plus, minus = model.equalise(both).chunk(2)
     return antithetic_loss(
         plus, minus, noise.odd, noise.scale, even=noise.even, weight=noise.weight
@@ -135,7 +142,7 @@ class Trainer:
     ranks only; these, the micro-batch, the device and compilation change it by rounding.
 
     Args:
-        snapshots: training data `(sample, field, *shape)`, or where to take them from.
+        snapshots: training data `(sample, field + given, *shape)`, or where to take them from.
         whitening: Gaussian fitted to them.
         config: of the score.
         seed: seed of the experiment.
@@ -192,6 +199,7 @@ class Trainer:
             pairs=pairs,
             share=share,
             device=self.device,
+            fields=len(whitening.mean),
             normals=process.normals,
             uniforms=process.uniforms,
         )

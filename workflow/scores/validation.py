@@ -60,7 +60,7 @@ def validation_sums(model: WhitenedScore, batch: Batch) -> Tensor:
         count = len(part.x)
         # A process without an ordinary score has no Stein identity to be judged by.
         known = "score" in model.process.heads
-        s = model(part.x, level) if known else torch.full_like(part.x, torch.nan)
+        s = model(part.x, level, part.given) if known else torch.full_like(part.x, torch.nan)
         products = _products(model, part.x, s).double()
         by_band = torch.zeros_like(total[2:]).reshape(2, -1)
         by_band[0].index_add_(0, bands.flatten(), products.sum((0, 1)).flatten())

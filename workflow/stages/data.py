@@ -19,7 +19,7 @@ from hpc.errors import CorruptBlock, MachineError
 from hpc.files import atomic_write_bytes, file_crc
 from hpc.ledger import Receipt
 from hpc.stores import read_block
-from workflow.interfaces import Part, ScoreEstimator, UserError
+from workflow.interfaces import Field, Part, ScoreEstimator, UserError
 from workflow.loading import load_run
 from workflow.quarantine import rows_of
 from workflow.responses.channels import Channels
@@ -29,6 +29,7 @@ from workflow.responses.probes import Statistics
 from workflow.rivals import rivals_of
 from workflow.runs import Run
 from workflow.scores.closed_form import ExactScore, Gaussian, gaussian_from
+from workflow.scores.conditional import ConditionalExact, ConditionalGaussian
 from workflow.scores.devices import compute_device
 from workflow.scores.extrapolation import Extrapolated
 from workflow.scores.kgmm import KGMM
@@ -39,7 +40,9 @@ SAMPLE = 512
 
 
 def load_snapshots(run: Run, part: Part, *, at_most: int | None = None) -> Tensor:
-    """Saved snapshots of a part of the run, `(member * time, field, *shape)`, member-major.
+    """Saved snapshots of a part of the run, `(member * time, field + given, *shape)`.
+
+    Member-major.
 
     Args:
         run: the run.
@@ -60,7 +63,7 @@ def load_snapshots(run: Run, part: Part, *, at_most: int | None = None) -> Tenso
             inside = kept(run, part, group, times)
             if inside is not None:
                 first = -(times.start + inside[1].start - part.times.start) % every
-                blocks.append(read_ensemble(run, group, times)[inside][:, first::every])
+                blocks.append(read_snapshots(run, group, times)[inside][:, first::every])
         if blocks:
             groups.append(np.concatenate(blocks, axis=1).reshape(-1, *blocks[0].shape[2:]))
     return torch.from_numpy(np.concatenate(groups))
@@ -69,7 +72,7 @@ def load_snapshots(run: Run, part: Part, *, at_most: int | None = None) -> Tenso
 def part_bytes(run: Run, part: Part) -> int:
     """Size of the snapshots of a part of the run."""
     number = np.dtype(run.experiment.ensemble.dtype).itemsize
-    return len(part.members) * len(part.times) * run.saved.numbers * number
+    return len(part.members) * len(part.times) * run.saved.all_numbers * number
 
 
 def members_left(run: Run, part: Part) -> list[int]:
@@ -138,17 +141,24 @@ def read_places(
 
 
 def read_ensemble(run: Run, members: range, times: range) -> np.ndarray:
-    """Block of the ensemble, `(member, time, field, *shape)`.
+    """Block of the fields of the ensemble, `(member, time, field, *shape)`.
 
     Raises:
         CorruptBlock: a chunk is missing or damaged.
     """
+    return _read_fields(run, run.saved.fields, members, times)
+
+
+def read_snapshots(run: Run, members: range, times: range) -> np.ndarray:
+    """The same with what is given, `(member, time, field + given, *shape)`: what a score takes."""
+    return _read_fields(run, run.saved.all_fields, members, times)
+
+
+def _read_fields(run: Run, fields: Sequence[Field], members: range, times: range) -> np.ndarray:
     start = {"member": members.start, "time": times.start}
     size = {"member": len(members), "time": len(times)}
-    fields = [
-        read_block(run.ensemble, field.name, start=start, size=size) for field in run.saved.fields
-    ]
-    return np.stack(fields, axis=2)
+    blocks = [read_block(run.ensemble, field.name, start=start, size=size) for field in fields]
+    return np.stack(blocks, axis=2)
 
 
 def read_scores(run: Run, estimator: str, members: range, times: range) -> np.ndarray:
@@ -191,6 +201,8 @@ def load_statistics(run: Run) -> Statistics:
 def load_estimator(run: Run, name: str, *, device: str = "cpu") -> ScoreEstimator:
     """A score estimator of the run by name, kept while its files do not change.
 
+    It takes snapshots with what is given, as `read_snapshots` has them.
+
     Args:
         run: the run.
         name: of the estimator.
@@ -200,7 +212,9 @@ def load_estimator(run: Run, name: str, *, device: str = "cpu") -> ScoreEstimato
         MachineError: not trained yet, or damaged.
     """
     if name == "exact":
-        return ExactScore(run.system)
+        exact, saved = ExactScore(run.system), run.saved
+        rows = tuple(run.rows)
+        return ConditionalExact(exact, rows, len(saved.fields)) if saved.given else exact
     if name in run.experiment.score.rivals:
         run, name = rivals_of(run)[name], "neural"
     return _load_estimator(str(run.folder), name, device, run.ledger("train").stamp)
@@ -211,7 +225,7 @@ def _load_estimator(folder: str, name: str, device: str, _stamp: int) -> ScoreEs
     run = load_run(folder, Path("."))
     whitening = load_whitening(run)
     if name == "gaussian":
-        return whitening
+        return ConditionalGaussian(whitening) if run.saved.given else whitening
     block = run.trained_block(name)
     content = load_checked(run, "train", block, f"score/{block}.pt")
     if name == "kgmm":

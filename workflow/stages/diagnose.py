@@ -34,6 +34,7 @@ from workflow.responses.diagnostics import (
 )
 from workflow.responses.langevin import langevin_checks
 from workflow.runs import Notify, Run
+from workflow.scores.conditional import centred_given
 from workflow.stages.blocks import run_blocks
 from workflow.stages.budget import budget_block, budget_blocks
 from workflow.stages.data import load_channels, load_estimator, load_whitening, scoring_device
@@ -102,7 +103,8 @@ def _identities(run: Run) -> dict[str, tuple]:
 
 
 def _langevin(run: Run) -> dict[str, tuple]:
-    return {f"langevin-{name}": (name,) for name in run.learned}
+    # Given fields would have to move along with the states, by a law that scores do not tell.
+    return {} if run.saved.given else {f"langevin-{name}": (name,) for name in run.learned}
 
 
 def identities_block(folder: str, name: str, group: int) -> Receipt:
@@ -110,19 +112,20 @@ def identities_block(folder: str, name: str, group: int) -> Receipt:
     started = time.perf_counter()
     torch.set_num_threads(1)
     run = load_run(folder, Path("."))
-    units, channels = units_in(run, group), load_channels(run)
-    score, mean = _score(run, name), load_whitening(run).mean
-    drift = _drift(run)
+    units, channels, fields = units_in(run, group), load_channels(run), len(run.saved.fields)
+    score, whitening, drift = _score(run, name), load_whitening(run), _drift(run)
     parts: list[dict[str, Any]] = []
-    for u, x in zip(units, load_part(run, f"states-g{group:04d}")["states"], strict=True):
+    for u, states in zip(units, load_part(run, f"states-g{group:04d}")["states"], strict=True):
         with torch.no_grad():
-            s = score(x)
+            s = score(states)
+        x = states[:, :fields]
         part: dict[str, Any] = unit_means(
             x,
             s,
-            mean=mean,
+            mean=whitening.mean,
             homogeneous=run.saved.maps,
             drift=drift,
+            given=centred_given(whitening, states),
             seed=(run.experiment.seed, u),
         )
         for index, one in enumerate(channels.driven):
@@ -143,8 +146,8 @@ def _score(run: Run, name: str) -> Callable[[Tensor], Tensor]:
 
 
 def _drift(run: Run) -> Callable[[Tensor], Tensor] | None:
-    """F(x), where the equation is known and the saved fields are the whole state."""
-    if run.experiment.data is not None or not isinstance(run.system, HasDrift):
+    """F(x), where the equation is known and the fields are the whole state."""
+    if run.experiment.data is not None or run.saved.given or not isinstance(run.system, HasDrift):
         return None
     return run.system.drift
 
@@ -227,8 +230,9 @@ def judged(run: Run) -> dict[str, list[Check]]:
             for index, one in enumerate(channels.driven)
         ]
         checks += _slope(run, means)
-        content = bytes(load_part(run, f"langevin-{name}")["checks"].tolist())
-        checks += [Check(*values) for values in json.loads(content)]
+        if _langevin(run):
+            content = bytes(load_part(run, f"langevin-{name}")["checks"].tolist())
+            checks += [Check(*values) for values in json.loads(content)]
         found[name] = checks + (_held_out(run) if name == "neural" else [])
     return found
 

@@ -202,15 +202,16 @@ def _paired(
     starts = [block_name(group, s) for s in range(-1, run.segments)]
     whole = load_state(run.folder, run.ledger("simulate"), starts[-1 - number % len(starts)])
     state: State = {name: part[rows] for name, part in whole.items()}
-    places = math.prod(run.saved.shape)
+    places, rows_kicked = math.prod(run.saved.shape), run.rows[: len(run.saved.fields)]
     kicked = torch.tensor([_place(e.seed, member, number, places) for member in members])
     with torch.no_grad():
-        x = run.system.observe(state)
+        x = run.system.observe(state)[:, rows_kicked]
         u = one.displacement(x)
     if u is not None and one.pattern is not None and run.saved.maps:
         u = moved_to(one.pattern.to(x.dtype), kicked)
 
-    def observe(x: Tensor) -> list[Tensor]:
+    def observe(everything: Tensor) -> list[Tensor]:
+        x = everything[:, rows_kicked]
         if not run.saved.maps:
             return [channels.observe(x)]
         maps = channels.maps_a(x)
@@ -222,7 +223,7 @@ def _paired(
     names = ["totals", "response"] if run.saved.maps else ["totals"]
     if u is None:
         lags = run.direct_lags + 1
-        shapes = [values.shape[1:] for values in observe(x)]
+        shapes = [values.shape[1:] for values in observe(_in_place(x, run))]
         unknown = [torch.full((len(members), lags, *shape), torch.nan) for shape in shapes]
         return list(zip(names, unknown, strict=True))
 
@@ -234,13 +235,20 @@ def _paired(
         run.system,
         state,
         begin=begin,
-        displacement=u,
+        displacement=_in_place(u, run),
         amplitude=e.direct.amplitude,
         observe=observe,
         max_lag=run.direct_lags,
         steps_per_lag=run.steps_per_save,
     )
     return list(zip(names, responses, strict=True))
+
+
+def _in_place(x: Tensor, run: Run) -> Tensor:
+    """Fields `(member, field, *shape)` among all that the system saves, zero where given."""
+    everything = x.new_zeros((len(x), len(run.rows), *x.shape[2:]))
+    everything[:, run.rows[: x.shape[1]]] = x
+    return everything
 
 
 def _place(seed: int, member: int, number: int, places: int) -> int:

@@ -32,7 +32,7 @@ def lay_out(run: Run) -> None:
                 config.dtype,
                 {"long_name": field.long_name, "units": field.units},
             )
-            for field in saved.fields
+            for field in saved.all_fields
         ],
         coordinates=[coordinates.member(run), coordinates.time(run), *coordinates.space(run)],
         attrs=run.attributes("unperturbed ensemble"),
@@ -41,10 +41,13 @@ def lay_out(run: Run) -> None:
 
 
 def write_segment(run: Run, group: int, segment: int, values: np.ndarray) -> dict[str, str]:
-    """Write one block `(member, time, field, *shape)`; returns its files and fingerprints."""
+    """Write one block `(member, time, field, *shape)`; returns its files and fingerprints.
+
+    Its fields stand as the system, or the data, have them.
+    """
     start = {"member": run.groups[group].start, "time": run.segment_times(segment).start}
     files: dict[str, str] = {}
-    for index, field in enumerate(run.saved.fields):
+    for index, field in zip(run.rows, run.saved.all_fields, strict=True):
         one = np.ascontiguousarray(values[:, :, index], dtype=run.experiment.ensemble.dtype)
         written = write_block(run.ensemble, field.name, start=start, values=one)
         files |= {f"ensemble.zarr/{name}": crc for name, crc in written.items()}

@@ -25,7 +25,7 @@ from workflow.stages.data import (
     kept,
     load_estimator,
     load_whitening,
-    read_ensemble,
+    read_snapshots,
     scoring_device,
 )
 from workflow.stages.growth import forget_partly_filled
@@ -93,7 +93,8 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
     torch.set_num_threads(1)
     run = load_run(folder, Path("."))
     members, times = run.groups[group], run.segment_times(segment)
-    block = torch.from_numpy(read_ensemble(run, members, times))
+    block = torch.from_numpy(read_snapshots(run, members, times))
+    fields = len(run.saved.fields)
     out = rows_of(members, run.quarantined)
     x = stand_in(block, out).flatten(0, 1)
     files: dict[str, str] = {}
@@ -101,7 +102,7 @@ def evaluate_block(folder: str, group: int, segment: int) -> Receipt:
     for index, name in enumerate(run.learned):
         device = scoring_device(run, name)
         estimator = load_estimator(run, name, device=str(device))
-        scores[name] = _score(estimator, x, device).reshape(block.shape)
+        scores[name] = _score(estimator, x, device).reshape(block[:, :, :fields].shape)
         with torch.inference_mode():
             scores[name][out] = torch.nan
         start = {"estimator": index, "member": members.start, "time": times.start}
@@ -126,7 +127,7 @@ def _score(estimator: ScoreEstimator, x: torch.Tensor, device: torch.device) -> 
 
     Args:
         estimator: of the score.
-        x: snapshots on the CPU.
+        x: snapshots with what is given, on the CPU.
         device: where the estimator computes.
     """
     batch = max(1, TOGETHER[device.type] // x[0].numel())

@@ -53,8 +53,11 @@ JUMPS = STREAM + 1
 
 
 def nats_blocks(run: Run) -> dict[str, tuple]:
-    """Arguments of every part; none where no score was learned, or of jumps alone."""
-    if "neural" not in run.learned or "score" not in _process(run).heads:
+    """Arguments of every part; none where no score was learned, or of jumps alone, or given some.
+
+    A score given other fields knows densities only from one of their states to the next.
+    """
+    if "neural" not in run.learned or "score" not in _process(run).heads or run.saved.given:
         return {}
     return {f"nats-{part:04d}": (part,) for part in range(PARTS)}
 

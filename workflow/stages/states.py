@@ -21,7 +21,7 @@ from workflow.loading import load_run
 from workflow.quarantine import rows_of
 from workflow.runs import Run
 from workflow.stages.blocks import facts_since
-from workflow.stages.data import load_tensors, load_whitening, read_ensemble
+from workflow.stages.data import load_tensors, load_whitening, read_snapshots
 
 STAGE = "checks"
 
@@ -66,7 +66,7 @@ def units_of(run: Run) -> list[Unit]:
     edges = [whole * cut // cuts for cut in range(cuts)] + [len(blocks)]
     stretches = [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     fewest, most = STATES
-    states = min(most, max(fewest, NUMBERS // run.saved.numbers))
+    states = min(most, max(fewest, NUMBERS // run.saved.all_numbers))
     spans = [range(blocks[s[0]].start, blocks[s[-1]].stop) for s in stretches]
     each = max(1, min(states // (len(members) * cuts), *map(len, spans), run.times))
     return [
@@ -84,8 +84,8 @@ def units_in(run: Run, group: int) -> dict[int, Unit]:
 def states_block(folder: str, group: int) -> Receipt:
     """States of the units of one group, and means over blocks of time of all its members.
 
-    `states` `(unit, state, field, *shape)`; `mean` and `square` `(member, block, field)` are of
-    the deviation from the mean of the training part, over blocks of equal length.
+    `states` `(unit, state, field + given, *shape)`; `mean` and `square` `(member, block, field)`
+    are of the deviation from the mean of the training part, over blocks of equal length.
     """
     started = time.perf_counter()
     torch.set_num_threads(1)
@@ -100,12 +100,14 @@ def states_block(folder: str, group: int) -> Receipt:
     found: dict[int, list[Tensor]] = {u: [] for u in units}
     for segment in range(run.segments):
         times = run.segment_times(segment)
-        x = torch.from_numpy(read_ensemble(run, members, times))
+        x = torch.from_numpy(read_snapshots(run, members, times))
         for u, unit in units.items():
             picked = [t - times.start for t in unit.times if t in times]
             found[u].append(x[unit.member - members.start, picked])
         kept = torch.arange(times.start, times.stop)[: max(0, count * length - times.start)]
-        sums.index_add_(2, kept // length, _moments(run, x[sound, : len(kept)]))
+        sums.index_add_(
+            2, kept // length, _moments(run, x[sound, : len(kept), : len(run.saved.fields)])
+        )
     content = {"mean": sums[0] / length, "square": sums[1] / length}
     if units:
         content["states"] = torch.stack([torch.cat(parts) for parts in found.values()])
@@ -149,6 +151,6 @@ def _load(path: str, _stamp: int) -> dict[str, Any]:
 
 
 def load_states(run: Run) -> Tensor:
-    """States of all units, `(unit, state, field, *shape)`."""
+    """States of all units, `(unit, state, field + given, *shape)`."""
     parts = [load_part(run, f"states-g{group:04d}") for group in range(len(run.groups))]
     return torch.cat([part["states"] for part in parts if "states" in part])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from workflow.runs import Run
 from workflow.scores.batches import TRAINING_STREAM, lane_edges, lanes_of
-from workflow.stages.data import kept, load_snapshots, part_bytes, read_ensemble
+from workflow.stages.data import kept, load_snapshots, part_bytes, read_snapshots
 
 SHUFFLE_STREAM = TRAINING_STREAM + 1
 """Philox counter word of the order of blocks."""
@@ -123,11 +123,11 @@ def training_source(run: Run) -> Tensor | Streamed:
 
     def read(number: int) -> Tensor:
         members, times, inside = blocks[number]
-        block = read_ensemble(run, members, times)[inside]
+        block = read_snapshots(run, members, times)[inside]
         return torch.from_numpy(block.reshape(-1, *block.shape[2:]))
 
     sizes = [_snapshots(rows, when) for _, _, (rows, when) in blocks]
-    shape = (len(run.saved.fields), *run.saved.shape)
+    shape = (len(run.saved.all_fields), *run.saved.shape)
     return Streamed(sizes, read, shape=shape, seed=run.experiment.seed)
 
 

@@ -148,12 +148,12 @@ def _fit(run: Run) -> None:
         return
     memory = run.experiment.score.train.memory
     snapshots = load_snapshots(run, run.training, at_most=memory)
-    homogeneous = run.saved.homogeneous
+    homogeneous, fields = run.saved.homogeneous, len(run.saved.fields)
     if "whitening" in missing:
-        whitening = fit_gaussian(snapshots, homogeneous=homogeneous)
+        whitening = fit_gaussian(snapshots, homogeneous=homogeneous, given=len(run.saved.given))
         save_tensors(run, "whitening", "score/whitening.pt", whitening.state())
     if "statistics" in missing:
-        statistics = Statistics.fit(snapshots, homogeneous=homogeneous)
+        statistics = Statistics.fit(snapshots[:, :fields], homogeneous=homogeneous)
         save_tensors(run, "statistics", "score/statistics.pt", statistics.state())
     if "kgmm" in missing:
         chosen = snapshots[:: -(-len(snapshots) // KGMM_SNAPSHOTS)]

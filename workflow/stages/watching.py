@@ -18,7 +18,7 @@ from workflow.runs import Run
 from workflow.scores.batches import Sample, draw
 from workflow.scores.training import Batch, Step, Trainer, make_batch
 from workflow.scores.validation import Best, Validation, validation_sums
-from workflow.stages.data import members_left, read_ensemble, read_places
+from workflow.stages.data import members_left, read_places, read_snapshots
 
 HELD_OUT = 512
 """Pairs of validation; their snapshots are spread evenly over what was held out, and come more
@@ -138,7 +138,7 @@ def _test_batch(run: Run, comm: Comm, trainer: Trainer) -> Batch:
     mine = slice(comm.rank * pairs // comm.size, (comm.rank + 1) * pairs // comm.size)
     places = [(members[i // len(times)], times[i % len(times)]) for i in chosen[mine]]
     shape = (len(run.saved.fields), *run.saved.shape)
-    x = read_places(run, places, partial(read_ensemble, run))
+    x = read_places(run, places, partial(read_snapshots, run))
     seed = run.experiment.seed
     process = trainer.model.process
     drawn = draw(

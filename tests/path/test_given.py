@@ -1,0 +1,183 @@
+"""Runs whose scores are conditioned on fields that nothing kicks, against known responses."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+import yaml
+
+from workflow.dynamics.linear import Linear
+from workflow.interfaces import UserError
+from workflow.opening import open_run
+from workflow.runs import Run
+from workflow.stages.pipeline import STAGES, run_stages
+
+DECAY, MEMORY, PULL = 0.6, 0.9, 0.5
+"""x(t + 1) = DECAY x + PULL y + noise,   y(t + 1) = MEMORY y + noise."""
+
+LINEAR = {
+    "system": {"kind": "linear", "dt": 0.2},
+    "ensemble": {"members": 32, "group": 16, "spinup": 0.0, "length": 200.0, "save_every": 0.2},
+    "score": {"estimator": "gaussian", "given": ["x1"]},
+    "response": {"estimators": ["gaussian", "exact", "direct"], "max_lag": 2.0},
+    "direct": {"pairs": 64, "amplitude": 0.1},
+}
+FLOW = {
+    "system": {"kind": "navier_stokes", "grid": 16, "save_forcing": True},
+    "ensemble": {"members": 16, "group": 8, "spinup": 1.0, "length": 2.0, "save_every": 0.0625},
+    "score": {
+        "network": {"channels": 4, "residual_blocks": 1},
+        "train": {"steps": 4, "ranks": 1, "global_batch": 8, "save_every": 2},
+    },
+    "response": {"estimators": ["neural", "gaussian", "direct"], "max_lag": 0.5},
+    "direct": {"pairs": 16, "amplitude": 0.015625},
+}
+
+
+def opened(folder, name, content):
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"name": name, **content}))
+    return open_run(str(folder / f"{name}.yaml"), folder / "runs")
+
+
+def finished(folder, name, content, client):
+    run = opened(folder, name, content)
+    run_stages(run, STAGES, command="test", notify=lambda *_: None, client=client)
+    return Run(run.folder, run.experiment)
+
+
+def response(run):
+    return xr.open_zarr(run.response).load()
+
+
+def off(found, truth):
+    """Largest distance from the truth in standard errors, lag 0 left out."""
+    one = found.isel(lag=slice(1, None))
+    return float(np.abs((one.response.values - truth[1:]) / one.standard_error.values).max())
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory, client):
+    return finished(tmp_path_factory.mktemp("given"), "linear", LINEAR, client)
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory, client):
+    return finished(tmp_path_factory.mktemp("flow"), "flow", FLOW, client)
+
+
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory, client):
+    """Data of x and what drives it: with the driver given, and of x alone."""
+    folder, rng = tmp_path_factory.mktemp("driven"), np.random.default_rng(1)
+    x, y = np.zeros((64, 1)), np.zeros((64, 1))
+    steps = []
+    for noise in rng.standard_normal((1500, 2, 64, 1)):
+        x, y = DECAY * x + PULL * y + noise[0], MEMORY * y + noise[1]
+        steps.append((x[:, 0], y[:, 0]))
+    kept = np.moveaxis(np.array(steps[100:]), (0, 2), (1, 0))
+    dims = ("member", "time")
+    data = xr.Dataset({"x": (dims, kept[:, :, 0]), "a_driver": (dims, kept[:, :, 1])})
+    data.to_zarr(folder / "data.zarr")
+    content = {
+        "data": {"store": "data.zarr"},
+        "response": {"estimators": ["gaussian"], "max_lag": 4.0, "checks": True},
+    }
+    score = {"estimator": "gaussian"}
+    given = {**content, "score": {**score, "given": ["a_driver"]}}
+    alone = {"data": {"store": "data.zarr", "variables": ["x"]}, "score": score}
+    return (
+        finished(folder, "with_driver", given, client),
+        finished(folder, "alone", {**content, **alone}, client),
+    )
+
+
+def test_kicks_of_what_is_driven_are_answered(driven):
+    """DECAY^lag; the score of x alone takes the driver's memory for that of x."""
+    truth = DECAY ** np.arange(5.0)
+    found, alone = (response(run).isel(estimator=0, perturbation=0, observable=0) for run in driven)
+    assert off(found, truth) < 4
+    assert off(alone, truth) > 20
+
+
+def test_only_what_is_not_given_is_kicked_and_watched(driven):
+    found = response(driven[0])
+    assert list(found.perturbation.values) == ["pixel"]
+    assert list(found.observable.values) == ["field"]
+    stored = xr.open_zarr(driven[0].ensemble)
+    assert set(stored.data_vars) == {"x", "a_driver"}
+    original = xr.open_zarr(driven[0].folder.parents[1] / "data.zarr")
+    for name in stored.data_vars:
+        np.testing.assert_array_equal(stored[name], original[name])
+    assert set(xr.open_zarr(driven[0].scores).data_vars) == {"score_x"}
+
+
+@pytest.mark.parametrize("estimator", ["gaussian", "exact", "direct"])
+def test_the_first_of_three_variables_may_be_given(linear, estimator):
+    """exp(-A t) of the other two; their kicks move the first, which has its part in the answer."""
+    found = response(linear).sel(estimator=estimator)
+    lags = torch.tensor(found.lag.values)
+    truth = Linear(dt=0.2).exact_response(lags)[:, 1:, 1:].numpy().transpose(2, 1, 0)
+    one = found.isel(lag=slice(1, None))
+    distance = np.abs(one.response.values - truth[..., 1:])
+    if estimator == "direct":  # differences of a linear system have no noise
+        assert distance.max() < 1e-4
+    else:
+        assert (distance / one.standard_error.values).max() < 4.5
+
+
+def test_the_checks_test_the_given_identity(linear):
+    found = json.loads(linear.checks.read_text())
+    for name in ("gaussian", "exact"):
+        (one,) = (c for c in found[name] if c["name"] == "<y s> = 0 of what is given")
+        assert one["passed"] is True
+
+
+def test_turbulence_with_its_forcing_given_goes_all_the_way(flow):
+    found = response(flow)
+    assert list(found.estimator.values) == ["neural", "gaussian", "direct"]
+    assert np.isfinite(found.response.values).all()
+    stored = xr.open_zarr(flow.ensemble)
+    assert set(stored.data_vars) == {"vorticity", "forcing"}
+    assert (flow.folder / "report" / "index.html").is_file()
+
+
+def test_the_forcing_is_told_to_the_gaussian_score(flow):
+    """Its mode k = 0, damped at rate 1, depends on the forcing of the mean and on nothing else."""
+    data = xr.open_zarr(flow.ensemble).load()
+    scores = xr.open_zarr(flow.scores).score_vorticity.sel(estimator="gaussian").load()
+    s, f = (one.mean(("x", "y")).values.ravel() for one in (scores, data.forcing))
+    x = data.vorticity.mean(("x", "y")).values.ravel()
+    design = np.stack([x, f, np.ones_like(x)], axis=1)
+    left = s - design @ np.linalg.lstsq(design, s, rcond=None)[0]
+    assert left.std() < 1e-3 * s.std()
+    alone = s - x * (s @ x) / (x @ x)
+    assert alone.std() > 0.1 * s.std()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": {"given": ["x4"]}}, "score.given has 'x4', which is not saved; choose from x1"),
+        ({"score": {"given": ["x1", "x2", "x3"]}}, "all fields are given and none is left"),
+        ({"score": {"given": ["x1"], "estimator": "kgmm"}}, "clusters know no score given x1"),
+        ({"sample": {"members": 64}}, "fields given x1, of which there are no samples"),
+    ],
+    ids=["unknown", "all", "kgmm", "sample"],
+)
+def test_what_cannot_be_given_is_refused_before_work(tmp_path, change, message):
+    content = {**LINEAR, "score": {"estimator": "neural", "given": ["x1"]}}
+    content["response"] = {"max_lag": 2.0}
+    content = {**content, **change}
+    with pytest.raises(UserError, match=message):
+        opened(tmp_path, "refused", content)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_directions_that_depend_on_the_state_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "directions.py").write_text("def along(x):\n    return x\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    response = {**LINEAR["response"], "perturbations": ["directions:along"]}
+    with pytest.raises(UserError, match="depends on the state; scores given x1 answer kicks"):
+        opened(tmp_path, "refused", {**LINEAR, "response": response})
