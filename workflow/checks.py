@@ -39,6 +39,7 @@ def check(run: Run) -> None:
     _check_members(run)
     _check_estimators(run)
     _check_given(run)
+    _check_views(run)
     _check_extrapolation(run)
     _check_training(run)
     _check_samples(run)
@@ -159,6 +160,17 @@ def _check_given(run: Run) -> None:
                 f"given {names} answer kicks of fixed directions only: remove it, or take the "
                 "score of all fields"
             )
+
+
+def _check_views(run: Run) -> None:
+    views, saved = run.experiment.score.network.views, run.saved
+    if views and not (saved.homogeneous and len(saved.shape) == 2):
+        places = " x ".join(map(str, saved.shape)) or "no space"
+        uneven = "" if saved.homogeneous else ", no two alike"
+        raise UserError(
+            f"score.network.views={views[0]}: of a periodic plane, but the data have "
+            f"{places}{uneven}; remove it"
+        )
 
 
 def _check_training(run: Run) -> None:

@@ -31,6 +31,7 @@ from workflow.options import (
     DryRun,
     Estimator,
     Force,
+    Given,
     Homogeneous,
     Json,
     MaxLag,
@@ -174,6 +175,7 @@ def _data_command(name: str) -> Callable[..., None]:
         experiment: SourceOrData = None,
         data: Data = None,
         variable: Variables = None,
+        given: Given = None,
         dims: Dims = None,
         homogeneous: Homogeneous = False,
         max_lag: MaxLag = None,
@@ -191,7 +193,7 @@ def _data_command(name: str) -> Callable[..., None]:
         from workflow.opening import open_run
         from workflow.own_data import asked, open_own_data
 
-        options = (variable, dims, homogeneous, max_lag, estimator, run_name)
+        options = (variable, given, dims, homogeneous, max_lag, estimator, run_name)
         own, shelf = asked(experiment, data, *options), shelf_of(runs, catalogs)
         if own is None:
             run = open_run(str(experiment), runs, settings or [])

@@ -45,6 +45,9 @@ class NetworkConfig(Strict):
     kind: Literal["local"] = "local"
     channels: int = Field(32, ge=1)
     residual_blocks: int = Field(2, ge=0)
+    views: tuple[Literal["velocity"], ...] = Field(
+        (), description="what it sees beside the fields: velocity, of the flow of their vorticity"
+    )
 
 
 class TrainConfig(Strict):

@@ -85,6 +85,10 @@ Variables = Annotated[
     list[str] | None,
     typer.Option("--variable", help="name in the store; may be repeated", rich_help_panel=OWN),
 ]
+Given = Annotated[
+    list[str] | None,
+    typer.Option("--given", help="drives the others, not pushed; repeated", rich_help_panel=OWN),
+]
 Dims = Annotated[
     str | None,
     typer.Option("--dims", metavar="time=T,member=RUN", help="its names", rich_help_panel=OWN),

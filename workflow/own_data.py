@@ -17,7 +17,7 @@ import yaml
 
 from workflow.checks import KGMM_NUMBERS
 from workflow.config import DataConfig, apply_setting, parse_experiment
-from workflow.interfaces import MEMBER, SPACE, TIME, UserError
+from workflow.interfaces import MEMBER, SPACE, TIME, Saved, UserError
 from workflow.loading import read_own
 from workflow.opening import open_experiment
 from workflow.recorded import arrange, block_of, find, open_data, saved_of, time_unit
@@ -49,6 +49,7 @@ class OwnData:
     Attributes:
         store: Zarr or NetCDF, relative to the working folder.
         variables: names in the store; all that have a time where empty.
+        given: of these, what nothing pushes: scores are conditioned on it.
         dims: ours by theirs, `{"time": "t", "member": "run"}`.
         homogeneous: statistics do not depend on the place.
         max_lag: longest lag, a number in the units of the time, or with a unit, "30d".
@@ -58,6 +59,7 @@ class OwnData:
 
     store: Path
     variables: tuple[str, ...] = ()
+    given: tuple[str, ...] = ()
     dims: tuple[tuple[str, str], ...] = ()
     homogeneous: bool = False
     max_lag: str | None = None
@@ -69,6 +71,7 @@ def asked(
     experiment: str | None,
     store: Path | None,
     variables: Sequence[str] | None,
+    given: Sequence[str] | None,
     dims: str | None,
     homogeneous: bool,
     max_lag: str | None,
@@ -81,13 +84,16 @@ def asked(
         UserError: both, neither, or options of data for an experiment.
     """
     if (experiment is None) == (store is None):
-        given = "neither EXPERIMENT nor --data" if store is None else "both EXPERIMENT and --data"
-        raise UserError(f"{given} given; needs exactly one of them")
+        found = "neither EXPERIMENT nor --data" if store is None else "both EXPERIMENT and --data"
+        raise UserError(f"{found} given; needs exactly one of them")
     if store is not None:
-        names = tuple(variables or ())
-        return OwnData(store, names, parse_dims(dims), homogeneous, max_lag, estimator, name)
+        told = tuple(given or ())
+        # Whoever names the variables need not name these twice.
+        names = tuple(dict.fromkeys((*variables, *told))) if variables else ()
+        return OwnData(store, names, told, parse_dims(dims), homogeneous, max_lag, estimator, name)
     given_options = {
         "--variable": variables,
+        "--given": given,
         "--dims": dims,
         "--homogeneous": homogeneous,
         "--max-lag": max_lag,
@@ -122,7 +128,7 @@ def open_own_data(own: OwnData, runs: Path, settings: Sequence[str] = ()) -> tup
             "dims": dict(own.dims),
             "homogeneous": own.homogeneous,
         },
-        "score": {},
+        "score": {"given": list(own.given)} if own.given else {},
         "response": {},
     }
     if own.estimator is not None:
@@ -133,17 +139,18 @@ def open_own_data(own: OwnData, runs: Path, settings: Sequence[str] = ()) -> tup
     experiment = parse_experiment(content)
     assert experiment.data is not None
     data, decided = find(experiment.data, Path.cwd())
-    told = [_description(data, decided)]
+    saved = saved_of(data).conditioned(experiment.score.given)
+    told = [_description(data, decided, saved)]
     before = runs / experiment.name / "experiment.yaml"
     old = read_own(before, yaml.safe_load) if before.is_file() else {}
     if "estimator" not in content["score"]:
-        told.append(_choose_estimator(content, data, old))
+        told.append(_choose_estimator(content, saved, old))
     if own.max_lag is not None:
         content["response"]["max_lag"] = _length(own.max_lag, data)
     elif "max_lag" not in content["response"]:
         told.append(_choose_lag(content, data, decided, old))
-    if "perturbations" not in content["response"] and saved_of(data).shape:
-        told.append(_told_perturbation(data))
+    if "perturbations" not in content["response"] and saved.shape:
+        told.append(_told_perturbation(saved))
     return open_experiment(parse_experiment(content), runs, Path.cwd()), told
 
 
@@ -199,7 +206,7 @@ def correlation_time(data: xr.Dataset, config: DataConfig) -> float:
     return longest
 
 
-def _description(data: DataConfig, decided: dict[str, Any]) -> str:
+def _description(data: DataConfig, decided: dict[str, Any], saved: Saved) -> str:
     """How the data were read."""
     found, every = data.found, decided["save_every"]
     assert found is not None
@@ -213,13 +220,14 @@ def _description(data: DataConfig, decided: dict[str, Any]) -> str:
     named: dict[Any, str] = dict(data.dims)
     sizes = [f"{n} '{named[a]}'" for a, n in zip(axes, found.shape, strict=True)]
     parts.append(f"places {' x '.join(sizes)}" if sizes else "no space")
-    return f"data: {', '.join(data.variables)}: {'; '.join(parts)}"
+    names, given = (", ".join(f.name for f in some) for some in (saved.fields, saved.given))
+    return f"data: {names}{f', given {given}' if given else ''}: {'; '.join(parts)}"
 
 
-def _choose_estimator(content: dict[str, Any], data: DataConfig, old: dict[str, Any]) -> str:
-    numbers = saved_of(data).numbers
+def _choose_estimator(content: dict[str, Any], saved: Saved, old: dict[str, Any]) -> str:
+    clusters = saved.numbers <= KGMM_NUMBERS and not saved.given
     chosen = old.get("score", {}).get("estimator")
-    chosen = chosen or ("kgmm" if numbers <= KGMM_NUMBERS else "gaussian")
+    chosen = chosen or ("kgmm" if clusters else "gaussian")
     content["score"]["estimator"] = chosen
     other = (
         "; --estimator neural learns what a Gaussian cannot know" if chosen == "gaussian" else ""
@@ -252,8 +260,8 @@ def _choose_lag(
     return f"max lag: {lags * every:g}{unit}, {why}; change with --max-lag"
 
 
-def _told_perturbation(data: DataConfig) -> str:
-    kind = usual_perturbation(saved_of(data))
+def _told_perturbation(saved: Saved) -> str:
+    kind = usual_perturbation(saved)
     if kind == "pixel":
         return (
             "perturbation: a pixel, mean over all places; change with --set response.perturbations"

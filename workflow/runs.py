@@ -321,8 +321,9 @@ class Run:
         for name in ("ranks", "micro_batch", "compile"):  # they change the last bits at most
             del e["score"]["train"][name]
         rivals = e["score"].pop("rivals")
-        if not e["score"]["given"]:  # as runs were before it could be
-            del e["score"]["given"]
+        for section, name in ((e["score"], "given"), (e["score"]["network"], "views")):
+            if not section[name]:  # as runs were before it could be
+                del section[name]
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
         content += [lost] if (lost := sorted(self.quarantined)) else []
         response = e["response"]

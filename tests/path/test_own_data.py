@@ -353,3 +353,19 @@ def test_a_mistake_is_one_line_and_code_78(finished, gfdt, work, mistake):
     assert len(lines) == 1 and lines[0].startswith("gfdt: "), done.stderr
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(lines[0])
+
+
+def test_what_drives_the_others_is_named_on_the_command_line(gfdt, work):
+    x = autoregressive(noise(9, 12, 2), times=400, seed=10)
+    data = xr.Dataset({n: (("member", "time"), x[..., i]) for i, n in enumerate(["T", "wind"])})
+    data.to_zarr(work / "windy.zarr")
+    options = ("--variable", "T", "--given", "wind", "--max-lag", "3", *QUICK)
+    done = gfdt("respond", "--data", "windy.zarr", *options)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert said[0].startswith("data: T, given wind: 12 members ('member'); 400 times ('time')")
+    assert said[1].startswith("score: gaussian; --estimator neural learns")
+    assert list(response(work, "windy").observable.values) == ["field"]
+    wrong = gfdt("respond", "--data", "windy.zarr", "--given", "wnd", "--name", "other")
+    assert wrong.returncode == 78
+    assert "score.given has 'wnd', which is not saved; choose from T, wind" in wrong.stderr

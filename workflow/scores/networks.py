@@ -30,6 +30,7 @@ class LocalNetwork(nn.Module):
         states: fields it sees for each field of the data.
         heads: fields it answers for each field of the data.
         linear: whether there is a linear map, one for all noise levels.
+        views: fields that are seen beside each physical one.
         given: fields it is told of beside those of the data.
     """
 
@@ -43,11 +44,12 @@ class LocalNetwork(nn.Module):
         states: int = 1,
         heads: int = 1,
         linear: bool = True,
+        views: int = 0,
         given: int = 0,
     ) -> None:
         super().__init__()
         self.answers, dim, channels = fields * heads, len(shape), config.channels
-        self.enter = PeriodicConv(2 * fields * states + given, channels, dim)
+        self.enter = PeriodicConv((2 + views) * fields * states + given, channels, dim)
         places = None if homogeneous else nn.Parameter(torch.zeros(channels, *shape))
         self.register_parameter("places", places)
         self.blocks = nn.ModuleList(
@@ -64,7 +66,8 @@ class LocalNetwork(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Two answers `(batch, head * field, *shape)` from two views and a condition `(batch,)`.
 
-        `given` `(batch, given, *shape)` is in standard deviations.
+        The physical view has its further views behind it. `given` `(batch, given, *shape)` is in
+        standard deviations.
         """
         more = [] if given is None else [given]
         h = self.enter(torch.cat([whitened, physical, *more], dim=1))

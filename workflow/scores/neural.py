@@ -16,6 +16,7 @@ from workflow.interfaces import ForwardProcess
 from workflow.scores.closed_form import SPECTRUM_FLOOR, Gaussian, SpectralGaussian
 from workflow.scores.conditional import ConditionalGaussian, Standardised, given_fields, split
 from workflow.scores.networks import NETWORKS
+from workflow.scores.views import views_of
 
 
 class WhitenedScore(nn.Module):
@@ -39,6 +40,7 @@ class WhitenedScore(nn.Module):
         self.process: ForwardProcess = build_process(config.process)
         narrow = self.process.narrow
         self.potential = getattr(whitening, "potential", None) if narrow else None
+        self.views = views_of(whitening, config.network.views)
         self.network = NETWORKS[config.network.kind](
             len(whitening.mean),
             whitening.shape,
@@ -47,6 +49,7 @@ class WhitenedScore(nn.Module):
             states=self.process.states,
             heads=len(self.process.heads),
             linear=narrow,
+            views=2 * len(self.views),
             given=given_fields(whitening),
         )
         # Per field: fields can have units of any size.
@@ -76,13 +79,14 @@ class WhitenedScore(nn.Module):
         scale = self._scale.to(state.dtype)
         physical = self._by_block(self.whitening.colour, seen)
         each = scale.repeat(self.process.states, *[1] * (scale.ndim - 1))
+        views = [physical / each, *(self._by_block(view, physical) for view in self.views)]
         more = None
         if given is not None and self.standardised is not None:
             given = given.repeat(len(state) // len(given), *[1] * (given.ndim - 1)).to(state.dtype)
             more = self.standardised(given)
         # Fourier transforms and dense whitenings have no place in half precision.
         with torch.autocast(state.device.type, self.compute, enabled=self.compute is not None):
-            white, local = self.network(seen, physical / each, condition, more)
+            white, local = self.network(seen, torch.cat(views, dim=1), condition, more)
         white, local = white.to(state.dtype), local.to(state.dtype)
         if self.potential is not None:
             # In place of the Gaussian: an untrained network has the score of the potential.
@@ -106,7 +110,7 @@ class WhitenedScore(nn.Module):
     def _by_block(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """A map of the fields on each block of them in `(batch, blocks * field, *shape)`."""
         fields = len(self.whitening.mean)
-        return function(x.reshape(-1, fields, *x.shape[2:])).reshape(x.shape)
+        return function(x.reshape(-1, fields, *x.shape[2:])).reshape(len(x), -1, *x.shape[2:])
 
     def beginning(self, x: Tensor, given: Tensor | None = None) -> Tensor:
         """Whitened score that training starts from, without noise, at whitened `x`."""

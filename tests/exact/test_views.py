@@ -1,0 +1,96 @@
+"""What a network sees beside the field: the flow of a vorticity, against its definition."""
+
+import pytest
+import torch
+import yaml
+
+from workflow.config import ScoreConfig
+from workflow.interfaces import UserError
+from workflow.opening import open_run
+from workflow.scores.closed_form import SpectralGaussian, fit_gaussian
+from workflow.scores.neural import NeuralScore, WhitenedScore
+from workflow.scores.training import Trainer
+from workflow.scores.views import Velocity
+
+CONFIG = {
+    "network": {"channels": 8, "residual_blocks": 1, "views": ["velocity"]},
+    "train": {"steps": 20, "global_batch": 8, "ranks": 1},
+}
+
+
+def normals(seed, *shape):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def smooth(count, ny, nx, fields=1):
+    """Fields without their Nyquist waves."""
+    modes = torch.fft.rfft2(normals(1, count, fields, ny, nx))
+    modes[..., ny // 2, :] = 0
+    modes[..., nx // 2] = 0
+    return torch.fft.irfft2(modes, s=(ny, nx))
+
+
+def test_a_velocity_has_its_vorticity_and_no_divergence():
+    """dv/dx - du/dy = zeta of unit spread, du/dx + dv/dy = 0, by Fourier derivatives."""
+    zeta = smooth(500, 8, 12)
+    zeta = zeta - zeta.mean((2, 3), keepdim=True)
+    gaussian = SpectralGaussian.fit(zeta)
+    view = Velocity(gaussian)
+    flow = view(zeta)
+    assert flow.shape == (500, 2, 8, 12)
+    # Of a homogeneous field; the mean of zeta^2 alone would not tell that components differ.
+    assert torch.allclose(flow.square().mean((0, 2, 3)), torch.ones(2).double(), atol=1e-4)
+    modes = torch.fft.rfft2(flow)
+    ky, kx = torch.fft.fftfreq(8)[:, None], torch.fft.rfftfreq(12)
+    units = (view.symbol[0].abs().amax((-2, -1)).double(), flow)[0]
+    bare = torch.stack([(ky / (kx**2 + ky**2)), (kx / (kx**2 + ky**2))])
+    bare[:, 0, 0] = 0
+    bare[0, 4], bare[1, :, 6] = 0, 0
+    u, v = (modes[:, i] * float(bare[i].abs().max() / units[i]) for i in range(2))
+    assert torch.allclose(1j * kx * u + 1j * ky * v, torch.zeros(()).to(u), atol=1e-4)
+    vorticity = torch.fft.irfft2(1j * kx * v - 1j * ky * u, s=(8, 12))
+    assert torch.allclose(vorticity, zeta[:, 0], atol=1e-4)
+
+
+def test_every_field_has_a_flow_of_its_own():
+    zeta = smooth(200, 8, 8, fields=2)
+    both = Velocity(SpectralGaussian.fit(zeta))(zeta)
+    for field in range(2):
+        one = zeta[:, field : field + 1]
+        alone = Velocity(SpectralGaussian.fit(one))(one)
+        assert torch.allclose(both[:, 2 * field : 2 * field + 2], alone, atol=1e-6)
+
+
+def test_a_network_with_views_starts_from_the_same_score_and_learns():
+    x = smooth(300, 8, 8).float()
+    gaussian = fit_gaussian(x, homogeneous=True)
+    trainer = Trainer(x, gaussian, config=ScoreConfig.model_validate(CONFIG), seed=1)
+    plain = ScoreConfig.model_validate({**CONFIG, "network": {"channels": 8}})
+    start = NeuralScore(WhitenedScore(gaussian, plain))(x[:5])
+    assert torch.equal(NeuralScore(trainer.model)(x[:5]), start)
+    for _ in range(20):
+        trainer.advance()
+    assert torch.isfinite(NeuralScore(trainer.averaged())(x[:5])).all()
+    assert trainer.model.network.enter.conv.in_channels == 4
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        ({"kind": "linear"}, "of a periodic plane, but the data have no space; remove"),
+        (
+            {"kind": "ornstein_uhlenbeck", "grid": 8, "dim": 1},
+            "of a periodic plane, but the data have 8; remove",
+        ),
+    ],
+)
+def test_views_of_no_plane_are_refused(tmp_path, system, message):
+    content = {
+        "name": "flat",
+        "system": system,
+        "score": {"network": {"views": ["velocity"]}},
+        "response": {"max_lag": 5.0},
+    }
+    (tmp_path / "flat.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=message):
+        open_run(str(tmp_path / "flat.yaml"), tmp_path / "runs")

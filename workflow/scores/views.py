@@ -1,0 +1,58 @@
+"""What a network sees beside the field itself: views that no small stencil can make of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from workflow.scores.closed_form import Gaussian, SpectralGaussian
+
+
+class Velocity(nn.Module):
+    """The flow whose vorticity a field is, on a periodic plane of square pixels.
+
+        u = (-d psi / dy, d psi / dx),    psi = Lap^-1 zeta
+
+    in units of its own spread. It is what carries the field, and depends on all of it.
+
+    Args:
+        whitening: of the fields, which has their spectra.
+    """
+
+    symbol: Tensor
+
+    def __init__(self, whitening: SpectralGaussian) -> None:
+        super().__init__()
+        ky, kx = (torch.fft.fftfreq(n, dtype=torch.float64) for n in whitening.shape)
+        for k, n in zip((ky, kx), whitening.shape, strict=True):
+            k[n // 2 :: n] *= n % 2  # a derivative has no Nyquist wavenumber
+        kx = kx[: whitening.shape[1] // 2 + 1]
+        square = ky[:, None] ** 2 + kx**2
+        inverse = torch.where(square > 0, 1 / square.where(square > 0, torch.ones(())), 0.0)
+        symbol = torch.stack([1j * ky[:, None] * inverse, -1j * kx * inverse])
+        spread = []
+        for field in range(len(whitening.mean)):
+            power = whitening.spectrum[field, field].real.cpu() * symbol.abs().square()
+            spread.append(torch.fft.irfft2(power, s=whitening.shape)[:, 0, 0].sqrt())
+        scaled = symbol / torch.stack(spread)[..., None, None]
+        self.register_buffer("symbol", scaled.to(torch.complex64), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, field, y, x)` less its mean -> `(batch, 2 * field, y, x)`."""
+        modes = torch.fft.rfft2(x)[:, :, None] * self.symbol.to(x.dtype.to_complex())
+        return torch.fft.irfft2(modes, s=x.shape[2:]).flatten(1, 2)
+
+
+VIEWS = {"velocity": Velocity}
+"""By name in `score.network.views`."""
+
+
+def views_of(gaussian: Gaussian, names: Sequence[str]) -> nn.ModuleList:
+    """The views of these names, each once, of homogeneous data on a plane."""
+    views = nn.ModuleList()
+    for name in dict.fromkeys(names):
+        assert isinstance(gaussian, SpectralGaussian)
+        views.append(VIEWS[name](gaussian))
+    return views
