@@ -321,7 +321,9 @@ class Run:
         for name in ("ranks", "micro_batch", "compile"):  # they change the last bits at most
             del e["score"]["train"][name]
         rivals = e["score"].pop("rivals")
-        for section, name in ((e["score"], "given"), (e["score"]["network"], "views")):
+        score = e["score"]
+        later = ((score, "given"), (score["network"], "views"), (score["train"], "pilot"))
+        for section, name in later:
             if not section[name]:  # as runs were before it could be
                 del section[name]
         content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor
 
 from workflow.interfaces import HasExactScore, System, UserError, space_axes
+from workflow.scores.covariance import SPECTRUM_FLOOR, diagonal_of, floored, maps_of, shrunk
 from workflow.scores.potential import SNAPSHOTS, LocalPotential
-
-SPECTRUM_FLOOR = 1e-10
-"""Smallest variance of a mode, relative to the largest, that whitening divides by."""
 
 LARGEST_DENSE = 8192
 """Most numbers of one snapshot for which a full covariance matrix is made (0.5 GiB)."""
@@ -118,6 +116,8 @@ class SpectralGaussian(_Whitening):
         shape: space shape.
         potential: of the field in units of its spread, for a learned score to start from.
         joint: Gaussian of these fields and of what is given, in this order; None for nothing.
+        information: J, the Fisher information of x~, `(field, field, *half-spectrum)`; None for
+            that of the potential.
     """
 
     mean: Tensor
@@ -125,6 +125,7 @@ class SpectralGaussian(_Whitening):
     shape: tuple[int, ...]
     potential: LocalPotential | None = None
     joint: SpectralGaussian | None = None
+    information: Tensor | None = None
 
     @classmethod
     def fit(cls, x: Tensor) -> SpectralGaussian:
@@ -143,16 +144,17 @@ class SpectralGaussian(_Whitening):
             modes = torch.fft.rfftn(centred, dim=axes)
             total = total + torch.einsum("bf...,bg...->fg...", modes, modes.conj())
         spectrum = total / (len(x) * math.prod(shape))
-        return cls(mean, _floored(spectrum.real if len(mean) == 1 else spectrum), shape)
+        return cls(mean, floored(spectrum.real if len(mean) == 1 else spectrum), shape)
 
     def equalise(self, s: Tensor) -> Tensor:
         """See `_Whitening.equalise`."""
-        return s if self.potential is None else self._apply("equalise", s)
+        known = self.potential is not None or self.information is not None
+        return self._apply("equalise", s) if known else s
 
     @property
     def pixel_variance(self) -> Tensor:
         """Variance of a pixel of each field, `(field,)`."""
-        modes = _diagonal(self.spectrum.movedim((0, 1), (-2, -1))).movedim(-1, 0)
+        modes = diagonal_of(self.spectrum.movedim((0, 1), (-2, -1))).movedim(-1, 0)
         lag_zero = torch.fft.irfftn(modes, s=self.shape, dim=tuple(range(1, modes.ndim)))
         return lag_zero.flatten(1)[:, 0]
 
@@ -161,6 +163,8 @@ class SpectralGaussian(_Whitening):
         state = {"mean": self.mean, "spectrum": self.spectrum}
         if self.potential is not None:
             state |= {f"potential_{k}": v for k, v in self.potential.state().items()}
+        if self.information is not None:
+            state["information"] = self.information
         return state | _joint_state(self.joint)
 
     def with_potential(self, x: Tensor) -> SpectralGaussian:
@@ -172,20 +176,23 @@ class SpectralGaussian(_Whitening):
     @torch.inference_mode(False)  # what is kept must serve automatic differentiation too
     def _weights(self) -> dict[str, Tensor]:
         matrices = self.spectrum.movedim((0, 1), (-2, -1))
-        scale = _diagonal(matrices).sqrt()
+        scale = diagonal_of(matrices).sqrt()
         unit = matrices / (scale[..., :, None] * scale[..., None, :])
-        weights = _weights(scale, *torch.linalg.eigh(unit))
+        weights = maps_of(scale, *torch.linalg.eigh(unit))
         weights["equalise"] = self._equaliser(weights["colour"])
         return {name: weight.movedim((-2, -1), (0, 1)) for name, weight in weights.items()}
 
     def _equaliser(self, colour: Tensor) -> Tensor:
-        """J^(-1/2) of the Fisher information J of x~; the identity without a potential."""
+        """J^(-1/2) of the Fisher information J of x~; the identity where it is not known."""
         one = torch.eye(len(self.mean), dtype=colour.dtype, device=colour.device)
-        if self.potential is None:
+        if self.information is not None:
+            information = self.information.movedim((0, 1), (-2, -1))
+        elif self.potential is not None:
+            units = colour / self.pixel_variance.sqrt()[:, None]
+            matrices = self.potential.information.movedim((0, 1), (-2, -1))
+            information = units.mH.to(matrices.dtype) @ matrices @ units.to(matrices.dtype)
+        else:
             return one.expand_as(colour)
-        units = colour / self.pixel_variance.sqrt()[:, None]
-        matrices = self.potential.information.movedim((0, 1), (-2, -1))
-        information = units.mH.to(matrices.dtype) @ matrices @ units.to(matrices.dtype)
         values, vectors = torch.linalg.eigh(information if len(one) > 1 else information.real)
         # J >= 1 for unit variance (Cramer and Rao); a finite sample can say less.
         return (vectors * values.clamp(min=1).pow(-0.5)[..., None, :]) @ vectors.mH
@@ -258,8 +265,8 @@ class DenseGaussian(_Whitening):
             unit = (part.double() - mean) / scale
             products += unit.T @ unit
             squares += (unit**2).T @ (unit**2)
-        shrunk = _shrunk(products / (len(x) - 1), squares / len(x), samples=len(x))
-        values, vectors = torch.linalg.eigh(shrunk)
+        shrunken = shrunk(products / (len(x) - 1), squares / len(x), samples=len(x))
+        values, vectors = torch.linalg.eigh(shrunken)
         floor = SPECTRUM_FLOOR * float(values.max())
         return cls(mean.reshape(x.shape[1:]), scale, values.clamp(min=floor), vectors)
 
@@ -281,7 +288,7 @@ class DenseGaussian(_Whitening):
     @cached_property
     @torch.inference_mode(False)
     def _weights(self) -> dict[str, Tensor]:
-        return _weights(self.scale, self.values, self.vectors)
+        return maps_of(self.scale, self.values, self.vectors)
 
     def _apply(self, name: str, x: Tensor) -> Tensor:
         weight = self._weight(name, x.dtype, x.device)
@@ -321,12 +328,12 @@ def refuse_dense(numbers: int) -> None:
 
 def gaussian_from(state: Mapping[str, Tensor], shape: tuple[int, ...]) -> Gaussian:
     """The Gaussian of a `state()`."""
-    own, found = dict(state), _taken(state, "potential_")
-    parts = _taken(state, "joint_")
-    joint: Any = gaussian_from(parts, shape) if parts else None
+    own, found, both = dict(state), _taken(state, "potential_"), _taken(state, "joint_")
+    joint: Any = gaussian_from(both, shape) if both else None
     if "spectrum" in own:
         potential = LocalPotential(**found) if found else None
-        return SpectralGaussian(own["mean"], own["spectrum"], shape, potential, joint)
+        parts = (own["mean"], own["spectrum"], shape, potential, joint, own.get("information"))
+        return SpectralGaussian(*parts)
     names = ("mean", "scale", "values", "vectors")
     return DenseGaussian(**{name: own[name] for name in names}, joint=joint)
 
@@ -343,49 +350,3 @@ def _taken(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 def _per_field(values: Tensor, x: Tensor) -> Tensor:
     """Values `(field,)` in the type and along the axes of `(batch, field, *shape)`."""
     return values.to(x).reshape(-1, *[1] * (x.ndim - 2))
-
-
-def _diagonal(matrices: Tensor) -> Tensor:
-    return matrices.diagonal(dim1=-2, dim2=-1).real
-
-
-def _weights(scale: Tensor, values: Tensor, vectors: Tensor) -> dict[str, Tensor]:
-    """Matrices of all maps from D^(1/2) and the eigenvalues and vectors of U, `(..., n, n)`."""
-
-    def power(exponent: float) -> Tensor:
-        kept = values.clamp(min=SPECTRUM_FLOOR).pow(exponent)
-        return (vectors * kept[..., None, :]) @ vectors.mH
-
-    left, right = scale[..., :, None], scale[..., None, :]
-    root, inverse = power(0.5), power(-0.5)
-    return {
-        "whiten": inverse / right,
-        "colour": left * root,
-        "score_to_white": root * right,
-        "score_from_white": inverse / left,
-        "precision": power(-1.0) / (left * right),
-    }
-
-
-def _floored(spectrum: Tensor) -> Tensor:
-    """Spectrum with the variances of the modes of each field bounded from below."""
-    variances = _diagonal(spectrum.movedim((0, 1), (-2, -1))).movedim(-1, 0)
-    largest = variances.flatten(1).max(1).values
-    if not bool((largest > 0).all()):
-        raise UserError(
-            f"field {int((largest <= 0).nonzero()[0])} never varies; leave it out of the data"
-        )
-    floor = SPECTRUM_FLOOR * largest.reshape(-1, *[1] * (variances.ndim - 1))
-    lift = (floor - variances).clamp(min=0)
-    one = torch.eye(len(lift), dtype=lift.dtype, device=lift.device)
-    return spectrum + torch.einsum("f...,fg->fg...", lift, one)
-
-
-def _shrunk(correlation: Tensor, squares: Tensor, *, samples: int) -> Tensor:
-    """Correlations with their off-diagonal part shrunk by the intensity of least expected error."""
-    variance_of_entries = (squares - correlation**2) / (samples - 1)
-    off = ~torch.eye(len(correlation), dtype=torch.bool, device=correlation.device)
-    signal = float((correlation[off] ** 2).sum())
-    noise = float(variance_of_entries[off].sum())
-    intensity = min(1.0, max(0.0, noise / signal)) if signal > 0 else 0.0
-    return torch.where(off, (1 - intensity) * correlation, correlation)

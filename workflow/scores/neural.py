@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from workflow.config import ScoreConfig
 from workflow.diffusion import build_process
 from workflow.interfaces import ForwardProcess
-from workflow.scores.closed_form import SPECTRUM_FLOOR, Gaussian, SpectralGaussian
+from workflow.scores.closed_form import Gaussian, SpectralGaussian
 from workflow.scores.conditional import ConditionalGaussian, Standardised, given_fields, split
+from workflow.scores.covariance import SPECTRUM_FLOOR
 from workflow.scores.networks import NETWORKS
 from workflow.scores.views import views_of
 

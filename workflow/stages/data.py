@@ -35,6 +35,9 @@ from workflow.scores.extrapolation import Extrapolated
 from workflow.scores.kgmm import KGMM
 from workflow.scores.neural import NeuralScore, WhitenedScore, with_parameters
 
+INFORMATION = "information"
+"""Block, and file in `score/`, of the Fisher information that a pilot has measured."""
+
 SAMPLE = 512
 """Snapshots from which the constants are taken that channels are centred by."""
 
@@ -190,6 +193,8 @@ def load_whitening(run: Run) -> Gaussian:
         MachineError: not trained yet, or damaged.
     """
     content = load_checked(run, "train", "whitening", "score/whitening.pt")
+    if INFORMATION in run.ledger("train").done():
+        content |= load_checked(run, "train", INFORMATION, f"score/{INFORMATION}.pt")
     return gaussian_from(content, run.saved.shape)
 
 

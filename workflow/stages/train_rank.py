@@ -25,6 +25,7 @@ from workflow.scores.training import Trainer
 from workflow.scores.validation import Best
 from workflow.stages.data import load_snapshots, load_whitening, save_tensors
 from workflow.stages.streaming import training_source
+from workflow.stages.train_pilot import run_pilot
 from workflow.stages.watching import Watch
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
@@ -68,8 +69,15 @@ def main() -> int:
 def train_rank(run: Run, comm: Comm, watchdog: Watchdog) -> None:
     """The training loop of one rank; rank 0 writes checkpoints and the log."""
     config = run.experiment.score.train
+    before = FlatGradients(comm)
+    _listen(before)
+    if not run_pilot(run, comm, watchdog, before):
+        if comm.rank == 0:
+            print("asked to stop in the pilot: it will begin again", flush=True)
+        return
     gradients = FlatGradients(comm)
     _listen(gradients)
+    gradients.asked |= before.asked
     trainer = Trainer(
         training_source(run),
         load_whitening(run),
