@@ -249,6 +249,12 @@ class Run:
         return max((int(b.removeprefix("step-")) for b in done if b.startswith("step-")), default=0)
 
     @property
+    def pilot_steps(self) -> int:
+        """Steps of the pilot before the training; 0 where none is asked for."""
+        train = self.experiment.score.train
+        return math.ceil(train.pilot * train.steps)
+
+    @property
     def is_trained(self) -> bool:
         """Whether the learned score is finished; it may have stopped early."""
         return self.trained_block("neural") in self.ledger("train").done()

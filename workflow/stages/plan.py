@@ -26,7 +26,7 @@ def plan(run: Run) -> dict[str, Any]:
     """Sizes, files, memory and core-hours of a run, the latter from timing some steps here."""
     e, saved = run.experiment, run.saved
     itemsize = np.dtype(e.ensemble.dtype).itemsize
-    ensemble = e.ensemble.members * run.times * saved.numbers * itemsize
+    snapshots = e.ensemble.members * run.times * itemsize
     blocks = expected_blocks(run)
     found: dict[str, Any] = {
         "name": e.name,
@@ -34,8 +34,8 @@ def plan(run: Run) -> dict[str, Any]:
         "system": e.system["kind"] if e.system else e.data.store if e.data else "",
         "blocks": blocks,
         "chunk_files": chunk_files(run),
-        "ensemble_bytes": ensemble,
-        "scores_bytes": ensemble * len(run.learned),
+        "ensemble_bytes": snapshots * saved.all_numbers,
+        "scores_bytes": snapshots * saved.numbers * len(run.learned),
         "samples_bytes": _samples(run) * saved.numbers * itemsize,
         "training_steps": {
             n: one.experiment.score.train.steps for n, one in learned_of(run).items()
@@ -54,7 +54,8 @@ MOST_FILES = 200_000
 def chunk_files(run: Run) -> int:
     """Files of data in the stores of a finished run."""
     blocks = expected_blocks(run)
-    segments = len(run.groups) * run.segments * len(run.saved.fields) * (1 + len(run.learned))
+    fields = len(run.saved.all_fields) + len(run.saved.fields) * len(run.learned)
+    segments = len(run.groups) * run.segments * fields
     return segments + sum(blocks.get(stage, 0) for stage in ("respond", "direct"))
 
 
@@ -111,7 +112,7 @@ def _memory(run: Run) -> dict[str, int]:
     units = e.ensemble.members * (1 if run.errors_by == "member" else len(run.sum_blocks))
     # Fields, scores, channels and their spectra in one; snapshots and scores in the other.
     task = 6 * data + group * run.sums_per_task * sums
-    snapshots = len(run.training.members) * len(run.training.times) * saved.numbers * itemsize
+    snapshots = len(run.training.members) * len(run.training.times) * saved.all_numbers * itemsize
     return {
         "correlations_bytes": len(run.learned) * e.ensemble.members * len(run.sum_blocks) * sums,
         "memory_bytes_per_worker": task,
@@ -121,8 +122,8 @@ def _memory(run: Run) -> dict[str, int]:
 
 
 def _training_hours(run: Run) -> float:
-    """Core-hours of all steps on one thread; more ranks share them."""
-    steps = run.experiment.score.train.steps
+    """Core-hours of all steps and of the pilot on one thread; more ranks share them."""
+    steps = run.experiment.score.train.steps + run.pilot_steps
     return steps * seconds_per_training_step(run, PILOT_SECONDS) / 3600
 
 

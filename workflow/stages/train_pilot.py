@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from hpc.comm import Comm, Watchdog
 from hpc.gradients import FlatGradients
 from workflow.runs import Run
@@ -20,18 +18,12 @@ TOLD = 100
 """Steps between lines of the log."""
 
 
-def pilot_steps(run: Run) -> int:
-    """Steps of the pilot, 0 where none is asked for."""
-    config = run.experiment.score.train
-    return math.ceil(config.pilot * config.steps)
-
-
 def run_pilot(run: Run, comm: Comm, watchdog: Watchdog, gradients: FlatGradients) -> bool:
     """Train for a while from the start and save the information found; False when asked to stop.
 
     What was learned is forgotten, as its units were wrong. A pilot that was killed begins again.
     """
-    steps = pilot_steps(run)
+    steps = run.pilot_steps
     if not steps or INFORMATION in run.ledger("train").done():
         return True
     score = run.experiment.score
