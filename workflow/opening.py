@@ -96,6 +96,21 @@ def open_experiment(experiment: Experiment, runs: Path, where: Path) -> Run:
     return run
 
 
+def _with_defaults(content: dict[str, Any]) -> dict[str, Any]:
+    """The experiment of a run with what it does not say, as keys that came after it began.
+
+    One that cannot be read so, such as of an older version, is compared as it stands.
+    """
+    try:
+        began = parse_experiment(content)
+        resolved = began.model_dump(mode="json")
+        if began.system is not None:
+            resolved["system"] = parameters_of(build_system(began.system), began.system)
+    except UserError:
+        return content
+    return resolved
+
+
 def _possible_estimators(experiment: Experiment, resolved: Mapping[str, Any]) -> list[str]:
     """All that this experiment can have, where the user did not choose."""
     learned = experiment.score.estimator
@@ -120,9 +135,8 @@ def _refuse_changed_science(run: Run) -> None:
     path = run.folder / "experiment.yaml"
     if not path.is_file():
         return
-    refused = refused_changes(
-        read_own(path, yaml.safe_load), run.experiment.model_dump(mode="json")
-    )
+    began = _with_defaults(read_own(path, yaml.safe_load))
+    refused = refused_changes(began, run.experiment.model_dump(mode="json"))
     if refused:
         raise UserError(
             f"{run.folder} holds another experiment: {'; '.join(refused)}; "

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from hpc.files import atomic_write_bytes, file_crc
+from hpc.files import atomic_write_bytes
 from hpc.ledger import Ledger
 from workflow import __version__
-from workflow.config import Experiment, digest
+from workflow.config import Experiment
 from workflow.dynamics import build_system
 from workflow.interfaces import SPACE, Part, Saved, System, UserError
+from workflow.keys import key_of
 from workflow.quarantine import quarantined
 from workflow.recorded import saved_of
 
@@ -36,9 +37,6 @@ RIVALS = "rivals"
 
 ROUNDS_BLOCKS = 8
 """At most that many blocks of paired runs: the store stays small however many pairs there are."""
-
-DIRECT_LAYOUT = 2
-"""Of `perturbed.zarr`; one of another is made again: 2 has the moments of its pairs."""
 
 
 @dataclass(frozen=True)
@@ -318,43 +316,8 @@ class Run:
         return [range(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
 
     def key(self, stage: str) -> str:
-        """Hash of everything a stage's product depends on.
-
-        Not of the length or the members where more of them only add to the product.
-        """
-        e = self.experiment.model_dump(mode="json")
-        whole = {name: e["ensemble"].pop(name) for name in ("members", "length")}
-        for name in ("ranks", "micro_batch", "compile"):  # they change the last bits at most
-            del e["score"]["train"][name]
-        rivals = e["score"].pop("rivals")
-        score = e["score"]
-        later = ((score, "given"), (score["network"], "views"), (score["train"], "pilot"))
-        for section, name in later:
-            if not section[name]:  # as runs were before it could be
-                del section[name]
-        content: list[Any] = [e["seed"], e["system"], e["data"], e["ensemble"]]
-        content += [lost] if (lost := sorted(self.quarantined)) else []
-        response = e["response"]
-        response["perturbations"] += _pattern_files(response["perturbations"])
-        del response["checks"]  # they look at the products, and are one themselves
-        if stage == "direct":
-            probes = (response["perturbations"], response["observables"])
-            asked = (e["direct"], response["max_lag"], probes, DIRECT_LAYOUT)
-            return digest([*content, whole, *asked])
-        content += [e["score"], whole["members"], self.training_times]
-        if stage in ("evaluate", "respond", "constants", "checks"):
-            content.append(response["estimators"])
-            content += [rivals] if rivals else []
-        if stage in ("respond", "constants", "checks"):
-            error = response["error"]
-            content += [response["max_lag"], error["by"], error["block"]]
-            content += [response["perturbations"], response["observables"]]
-        if stage == "checks":
-            content.append(whole)
-        if stage == "response":
-            content += [response, e["direct"], whole]
-            content += [DIRECT_LAYOUT] if "direct" in response["estimators"] else []
-        return digest(content)
+        """Hash of everything a stage's product depends on."""
+        return key_of(self, stage)
 
     def renew(self, stage: str, *products: Path) -> None:
         """Remove a stage's products and receipts if they belong to another state of the run."""
@@ -398,10 +361,3 @@ class Run:
             "experiment": json.dumps(self._science(), sort_keys=True),
             "seed_scheme": "Philox4x32 key=seed, counter=(number // 4, step, stream, member)",
         }
-
-
-def _pattern_files(perturbations: list[Any]) -> list[str]:
-    """Checksums of the files that perturbations name: other numbers are another direction."""
-    paths = [Path(p["file"]) for p in perturbations if isinstance(p, dict) and "file" in p]
-    inside = [f for path in paths for f in (path, *sorted(path.rglob("*"))) if f.is_file()]
-    return [file_crc(path) for path in inside]
