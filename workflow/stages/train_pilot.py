@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from hpc.comm import Comm, Watchdog
 from hpc.gradients import FlatGradients
 from workflow.runs import Run
@@ -11,8 +13,8 @@ from workflow.scores.training import Trainer
 from workflow.stages.data import INFORMATION, load_snapshots, load_whitening, save_tensors
 from workflow.stages.streaming import training_source
 
-MEASURED_BYTES = 64 * 2**20
-"""Of snapshots read to measure the Fisher information."""
+MEASURED = 2048
+"""Snapshots that the Fisher information is measured on: to 2 % of each mode."""
 
 TOLD = 100
 """Steps between lines of the log."""
@@ -47,8 +49,12 @@ def run_pilot(run: Run, comm: Comm, watchdog: Watchdog, gradients: FlatGradients
             print(f"pilot: step {trainer.step} of {steps}", flush=True)
     comm.barrier()
     if comm.rank == 0:
-        x = load_snapshots(run, run.training, at_most=MEASURED_BYTES)
+        x = load_snapshots(run, run.training, at_most=MEASURED * _snapshot_bytes(run))
         found = measured_information(trainer.averaged(), x)
         save_tensors(run, INFORMATION, f"score/{INFORMATION}.pt", {"information": found})
     comm.barrier()
     return True
+
+
+def _snapshot_bytes(run: Run) -> int:
+    return run.saved.all_numbers * np.dtype(run.experiment.ensemble.dtype).itemsize
