@@ -22,7 +22,7 @@ from workflow.recorded import arrange, describe, time_unit
 from workflow.reduction import By, Reduction
 from workflow.responses.assemble import ErrorBars
 from workflow.responses.observables import build_observables
-from workflow.responses.perturbations import build_perturbations, usual_perturbation
+from workflow.responses.perturbations import build_perturbations, refuse_driven, usual_perturbation
 from workflow.responses.probes import nearest
 from workflow.responses.times import SECONDS
 
@@ -35,6 +35,7 @@ def responses_of(
     observables: Sequence[str | Mapping[str, Any]] = ("field",),
     perturbations: Sequence[str | Mapping[str, Any]] | None = None,
     dims: Mapping[str, str] | None = None,
+    given: Sequence[str] = (),
     homogeneous: bool = False,
     system: System | None = None,
     recalibrate: bool = True,
@@ -62,6 +63,8 @@ def responses_of(
         perturbations: as `response.perturbations` of an experiment; by default a pixel, or
             everything at once where places differ.
         dims: what our dimensions are called in the data, as {"time": "t", "member": "run"}.
+        given: variables that drive the others and are not kicked: scores are conditioned on
+            them, and functions get them after the others, `(batch, field + given, *shape)`.
         homogeneous: True where the statistics do not depend on the place: then kicks are averaged
             over it, on a periodic grid.
         system: for the exact score and for changes of its parameters.
@@ -83,7 +86,7 @@ def responses_of(
     bars = _bars(samples, level, bands, seed, by)
     config = DataConfig(store="data", dims=dict(dims or {}), homogeneous=homogeneous)
     config, decided = describe(raw, config, "the data", read=False)
-    reader, scores = Reader(arrange(raw, config), config), _named(score)
+    reader, scores = Reader(arrange(raw, config), config, given), _named(score)
     step = float(decided["save_every"])
     lags = _lags(max_lag, step, time_unit(reader.found), reader.times)
     if not scores or not build_observables(observables, reader.saved, None):
@@ -94,6 +97,7 @@ def responses_of(
         system=system,
         where=Path.cwd(),
     )
+    refuse_driven(kicked, reader.saved, key="perturbations")
     for one in scores.values():
         check_score(one, reader, system=system)
     asked = Reduction(

@@ -14,7 +14,7 @@ from workflow.dynamics.jumping import Jumping
 from workflow.dynamics.noise import check_steps
 from workflow.interfaces import HasExactScore, UserError
 from workflow.responses.observables import build_observables
-from workflow.responses.perturbations import build_perturbations
+from workflow.responses.perturbations import build_perturbations, refuse_driven
 from workflow.rivals import rivals_of
 
 if TYPE_CHECKING:
@@ -153,13 +153,7 @@ def _check_given(run: Run) -> None:
         )
     system = run.system if e.system is not None else None
     channels = build_perturbations(e.response.perturbations, saved, system=system, where=run.folder)
-    for one in channels:
-        if one.conjugate is not None:
-            raise UserError(
-                f"response.perturbations has '{one.name}', which depends on the state; scores "
-                f"given {names} answer kicks of fixed directions only: remove it, or take the "
-                "score of all fields"
-            )
+    refuse_driven(channels, saved, key="response.perturbations")
 
 
 def _check_views(run: Run) -> None:

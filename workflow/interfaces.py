@@ -86,8 +86,10 @@ class Saved:
         """Numbers in a snapshot with what is given."""
         return len(self.all_fields) * math.prod(self.shape)
 
-    def conditioned(self, names: Sequence[str]) -> Saved:
+    def conditioned(self, names: Sequence[str], *, key: str = "score.given") -> Saved:
         """The same with the fields of these names given, and those that cannot be kicked.
+
+        Messages call the names by `key`.
 
         Raises:
             UserError: no such field, or none is left.
@@ -96,13 +98,13 @@ class Saved:
         for name in names:
             if name not in known:
                 raise UserError(
-                    f"score.given has '{name}', which is not saved; choose from {', '.join(known)}"
+                    f"{key} has '{name}', which is not saved; choose from {', '.join(known)}"
                 )
         given = tuple(f for f in self.fields if f.name in names or not f.kicked)
         fields = tuple(f for f in self.fields if f not in given)
         if not fields:
             raise UserError(
-                f"score.given={', '.join(known)}: all fields are given and none is left to kick; "
+                f"{key}={', '.join(known)}: all fields are given and none is left to kick; "
                 "leave one out"
             )
         return Saved(fields, self.shape, self.homogeneous, given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,10 +12,11 @@ import xarray as xr
 from torch import Tensor
 
 from workflow.config import DataConfig
-from workflow.interfaces import MEMBER, TIME, System, UserError
+from workflow.interfaces import MEMBER, TIME, Saved, System, UserError
 from workflow.recorded import EVEN, arrange, block_of, saved_of
 from workflow.responses.probes import Statistics, guarded
 from workflow.scores.closed_form import ExactScore, fit_gaussian, refuse_dense
+from workflow.scores.conditional import ConditionalExact, ConditionalGaussian
 from workflow.scores.kgmm import KGMM, refuse_sizes
 
 Score = Callable[[Tensor], Tensor]
@@ -29,21 +30,35 @@ FIT_NUMBERS = 1 << 25
 
 
 class Reader:
-    """Blocks of arranged data as tensors, `(member, time, field, *shape)`; made without reading."""
+    """Blocks of arranged data as tensors; made without reading.
 
-    def __init__(self, data: xr.Dataset, config: DataConfig) -> None:
+    Args:
+        data: arranged.
+        config: what is in it.
+        given: variables that scores are conditioned on; they stand after the others.
+
+    Raises:
+        UserError: no such variable, or none is left.
+    """
+
+    def __init__(self, data: xr.Dataset, config: DataConfig, given: Sequence[str] = ()) -> None:
         assert config.found is not None, "written by `describe`"
         self.data, self.config, self.found = data, config, config.found
-        self._names = config.variables
+        self.saved = saved_of(config).conditioned(given, key="given")
+        self._names = [field.name for field in self.saved.all_fields]
         self.single = all(data[name].dtype == np.float32 for name in self._names)
-        self.saved = saved_of(config)
         self.members, self.times = data.sizes[MEMBER], data.sizes[TIME]
-        keep = max(3, FIT_NUMBERS // max(1, self.saved.numbers * self.members))
+        keep = max(3, FIT_NUMBERS // max(1, self.saved.all_numbers * self.members))
         self._stride = max(1, -(-self.times // keep))
 
     def unread(self) -> Reader:
         """The same without what has been read: what it reads goes when it goes."""
-        return Reader(self.data, self.config)
+        return Reader(self.data, self.config, [field.name for field in self.saved.given])
+
+    @property
+    def fields(self) -> int:
+        """Number of fields that have a score."""
+        return len(self.saved.fields)
 
     @property
     def fitted_to(self) -> int:
@@ -52,27 +67,30 @@ class Reader:
 
     @cached_property
     def snapshots(self) -> Tensor:
-        """What scores are fitted to, `(member * time, field, *shape)`; read when first asked."""
+        """What scores are fitted to, `(member * time, field + given, *shape)`; read when asked."""
         return self.thinned(self.data)
 
     @cached_property
     def statistics(self) -> Statistics:
         """Of the snapshots."""
-        return Statistics.fit(self.snapshots, homogeneous=self.saved.homogeneous)
+        return Statistics.fit(self.snapshots[:, : self.fields], homogeneous=self.saved.homogeneous)
 
     def block(self, members: range, times: range, data: xr.Dataset | None = None) -> Tensor:
-        """One block, in the precision of the data.
+        """One block `(member, time, field + given, *shape)`, in the precision of the data.
+
+        Of other data, such as scores, what they have: `(member, time, field, *shape)`.
 
         Raises:
             UserError: a value that is no number.
         """
         part = self.data if data is None else data
-        values = block_of(part, self._names, members=members, times=times)
+        names = [name for name in self._names if name in part]
+        values = block_of(part, names, members=members, times=times)
         kind = np.float32 if values.dtype == np.float32 else np.float64
         return torch.from_numpy(values.astype(kind, copy=False))
 
     def thinned(self, data: xr.Dataset) -> Tensor:
-        """Snapshots `(member * time, field, *shape)`: all, or evenly spaced times of large data."""
+        """Snapshots as those of `block`: all, or evenly spaced times of large data."""
         thin = data.isel({TIME: slice(0, None, self._stride)})
         times = range(thin.sizes[TIME])
         parts = [self.block(group, times, thin) for group in self.groups(most=self.members)]
@@ -93,9 +111,9 @@ def score_of(
     one: ScoreLike, reader: Reader, config: DataConfig, *, system: System | None, seed: int
 ) -> tuple[Score, xr.Dataset | None]:
     """The score as a function, and as data where it was given so."""
-    homogeneous = reader.saved.homogeneous
+    saved = reader.saved
     if isinstance(one, xr.Dataset):
-        given = _given_scores(one, reader.data, config)
+        given = _given_scores(one, reader.data, _of_fields(reader))
 
         def only_data(_: Tensor) -> Tensor:
             raise UserError("this perturbation needs the score as a function, not as data")
@@ -104,12 +122,16 @@ def score_of(
     if callable(one):
         return one, None
     if one == "gaussian":
-        return fit_gaussian(reader.snapshots, homogeneous=homogeneous), None
-    if one == "kgmm":
+        told = len(saved.given)
+        found = fit_gaussian(reader.snapshots, homogeneous=saved.homogeneous, given=told)
+        return ConditionalGaussian(found) if told else found, None
+    if one == "kgmm" and not saved.given:
         return KGMM.fit(reader.snapshots, seed=seed), None
     if one == "exact" and system is not None:
-        return ExactScore(system), None
-    raise _no_score(one)
+        exact, known = ExactScore(system), config.variables
+        rows = tuple(known.index(field.name) for field in saved.all_fields)
+        return ConditionalExact(exact, rows, reader.fields) if saved.given else exact, None
+    raise _no_score(one, saved)
 
 
 def check_score(one: ScoreLike, reader: Reader, *, system: System | None) -> None:
@@ -122,47 +144,59 @@ def check_score(one: ScoreLike, reader: Reader, *, system: System | None) -> Non
     """
     saved = reader.saved
     if isinstance(one, xr.Dataset):
-        _given_scores(one, reader.data, reader.config)
+        _given_scores(one, reader.data, _of_fields(reader))
     elif callable(one):
         kind = torch.float32 if reader.single else torch.float64
-        trial = torch.zeros(2, len(saved.fields), *saved.shape, dtype=kind)
+        trial = torch.zeros(2, len(saved.all_fields), *saved.shape, dtype=kind)
         with torch.no_grad():
-            _check_shape(guarded(one, name="the score")(trial), trial)
+            _check_shape(guarded(one, name="the score")(trial), trial, reader.fields)
     elif one == "gaussian":
         if not saved.maps:
-            refuse_dense(saved.numbers)
-    elif one == "kgmm":
+            refuse_dense(saved.all_numbers)
+    elif one == "kgmm" and not saved.given:
         refuse_sizes(saved.numbers, samples=reader.fitted_to)
     elif one == "exact" and system is not None:
-        check_score(ExactScore(system), reader, system=system)
+        exact, _ = score_of(one, reader, reader.config, system=system, seed=0)
+        check_score(exact, reader, system=system)
     else:
-        raise _no_score(one)
+        raise _no_score(one, saved)
 
 
-def evaluated(score: Score, x: Tensor) -> Tensor:
-    """Scores of snapshots `(batch, field, *shape)`, in batches.
+def evaluated(score: Score, x: Tensor, fields: int) -> Tensor:
+    """Scores `(batch, field, *shape)` of snapshots `(batch, field + given, *shape)`, in batches.
 
     Raises:
         UserError: a score of another shape, or with values that are no numbers.
     """
     with torch.no_grad():
         s = torch.cat([score(part) for part in x.split(BATCH)])
-    _check_shape(s, x)
+    _check_shape(s, x, fields)
     if not bool(torch.isfinite(s).all()):
         raise UserError("the score has values that are no numbers; it must be finite on all data")
     return s.to(x.dtype)
 
 
-def _check_shape(s: Any, x: Tensor) -> None:
-    if not isinstance(s, Tensor) or s.shape != x.shape:
+def _check_shape(s: Any, x: Tensor, fields: int) -> None:
+    expected = (len(x), fields, *x.shape[2:])
+    if not isinstance(s, Tensor) or s.shape != expected:
         what = f"shape {tuple(s.shape)}" if isinstance(s, Tensor) else f"type {type(s).__name__}"
+        shape = "the same shape" if expected == x.shape else f"shape {expected}, without the given"
         raise UserError(
             f"the score of snapshots {tuple(x.shape)} has {what}; it must be a torch tensor of "
-            "the same shape"
+            f"{shape}"
         )
 
 
-def _no_score(one: object) -> UserError:
+def _of_fields(reader: Reader) -> DataConfig:
+    """What scores have in them: the variables that are not given."""
+    names = tuple(field.name for field in reader.saved.fields)
+    return reader.config.model_copy(update={"variables": names})
+
+
+def _no_score(one: object, saved: Saved) -> UserError:
+    if one == "kgmm":
+        given = ", ".join(field.name for field in saved.given)
+        return UserError(f"score='kgmm': clusters know no score given {given}; use 'gaussian'")
     return UserError(
         f"score={one!r}: give 'gaussian', 'kgmm', 'exact' with a system, a function or a Dataset"
     )

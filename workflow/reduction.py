@@ -218,8 +218,8 @@ class Reduction:
         What is computed together depends on the sizes of the data only, what is read together on
         their chunks too: the same bits however the data are stored.
         """
-        reader, numbers, length = self.reader, self.reader.saved.numbers, self.length
-        snapshots = min(BATCH, PIECE_NUMBERS // numbers)
+        reader, numbers, length = self.reader, self.reader.saved.all_numbers, self.length
+        snapshots, fields = min(BATCH, PIECE_NUMBERS // numbers), reader.fields
         pieces = list(_split(self.blocks, max(1, snapshots // length)))
         size = numbers * length * len(pieces[0])
         for group in reader.groups(most=max(1, BLOCK_NUMBERS // size)):
@@ -233,10 +233,10 @@ class Reduction:
                         # Copies: rounding may depend on where in memory numbers begin.
                         own = x[row, at.start : at.stop + self.lags].clone()
                         if known is None:
-                            s = evaluated(score, own[: at.stop - at.start])
+                            s = evaluated(score, own[: at.stop - at.start], fields)
                         else:
                             s = known[row, at].clone()
-                        yield member, own[None], s[None], part
+                        yield member, own[None, :, :fields], s[None], part
 
 
 def _labelled_by_data(specs: Sequence[str | Mapping[str, Any]]) -> bool:
@@ -255,7 +255,8 @@ def _constants(
 ) -> Constants:
     """Means to centre by; and the recalibration, from all snapshots that scores are fitted to."""
     x = reader.snapshots
-    s = evaluated(score, x) if given is None else reader.thinned(given)
+    s = evaluated(score, x, reader.fields) if given is None else reader.thinned(given)
+    x = x[:, : reader.fields]
     repair = None
     if channels.versions == 2:
         maps, mean = reader.saved.maps, x.mean(0, dtype=torch.float64)

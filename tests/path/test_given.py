@@ -8,6 +8,7 @@ import torch
 import xarray as xr
 import yaml
 
+import workflow  # noqa: F401  registers the accessor
 from workflow.dynamics.linear import Linear
 from workflow.interfaces import UserError
 from workflow.opening import open_run
@@ -99,6 +100,67 @@ def test_kicks_of_what_is_driven_are_answered(driven):
     found, alone = (response(run).isel(estimator=0, perturbation=0, observable=0) for run in driven)
     assert off(found, truth) < 4
     assert off(alone, truth) > 20
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_data_in_memory_give_what_the_run_gives(driven, lazy):
+    """The same sums and resamples, of a score that is fitted to the held-out members too."""
+    data = xr.open_zarr(driven[0].folder.parents[1] / "data.zarr")
+    data = data.chunk(time=500) if lazy else data.load()
+    found = data.gfdt.response(max_lag=4.0, given=["a_driver"])
+    assert bool(found.response.chunks) == lazy
+    expected = response(driven[0])
+    error = expected.standard_error.max()
+    assert float(np.abs(found.response.values - expected.response.values).max()) < 0.5 * error
+
+
+def test_a_function_gets_what_is_given_after_the_fields(driven):
+    """The exact score of x given y: x has mean m(y) and variance v, from the stationary moments."""
+    data = xr.open_zarr(driven[0].folder.parents[1] / "data.zarr").load()
+    own = 1 / (1 - MEMORY**2)
+    cross = PULL * MEMORY * own / (1 - DECAY * MEMORY)
+    whole = (1 + 2 * DECAY * PULL * cross + PULL**2 * own) / (1 - DECAY**2)
+    gain, left = cross / own, whole - cross**2 / own
+
+    def conditional(x):
+        return -(x[:, :1] - gain * x[:, 1:]) / left
+
+    scores = {"formula": conditional, "gaussian": "gaussian"}
+    found = data.gfdt.response(max_lag=4.0, given=["a_driver"], score=scores)
+    one = found.isel(perturbation=0, observable=0)
+    for name in scores:
+        assert off(one.sel(estimator=name), DECAY ** np.arange(5.0)) < 4
+    assert float(found.stein_error.sel(estimator="formula")) < 0.05
+    with pytest.raises(
+        UserError, match=r"must be a torch tensor of shape \(2, 1\), without the giv"
+    ):
+        data.gfdt.response(max_lag=4.0, given=["a_driver"], score=lambda x: -x)
+
+
+def test_scores_as_data_need_none_of_what_is_given(driven):
+    data = xr.open_zarr(driven[0].folder.parents[1] / "data.zarr").load()
+    scores = xr.open_zarr(driven[0].scores).isel(estimator=0, drop=True).load()
+    scores = (
+        scores.assign_coords(time=data.time) if "time" in data.coords else scores.drop_vars("time")
+    )
+    found = data.gfdt.response(max_lag=4.0, given=["a_driver"], score=scores)
+    expected = response(driven[0])
+    error = expected.standard_error.max()
+    assert float(np.abs(found.response.values - expected.response.values).max()) < 0.2 * error
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"given": ["wind"]}, "given has 'wind', which is not saved; choose from a_driver, x"),
+        ({"given": ["a_driver"], "score": "kgmm"}, "clusters know no score given a_driver"),
+        ({"given": ["x", "a_driver"]}, "all fields are given and none is left to kick"),
+    ],
+)
+def test_data_in_memory_refuse_what_cannot_be_given(driven, settings, message):
+    data = xr.open_zarr(driven[0].folder.parents[1] / "data.zarr")
+    with pytest.raises(UserError, match=message):
+        data.gfdt.response(max_lag=4.0, **settings)
 
 
 def test_only_what_is_not_given_is_kicked_and_watched(driven):

@@ -66,6 +66,21 @@ class Perturbation:
         return None if self.direction is None else self.direction(x)
 
 
+def refuse_driven(many: Sequence[Perturbation], saved: Saved, *, key: str) -> None:
+    """Refuse directions that depend on the state where scores are conditioned on other fields.
+
+    Raises:
+        UserError: names the first one; `key` is what the user calls them.
+    """
+    driven = [one.name for one in many if one.conjugate is not None]
+    if driven and saved.given:
+        names = ", ".join(field.name for field in saved.given)
+        raise UserError(
+            f"{key} has '{driven[0]}', which depends on the state; scores given {names} answer "
+            "kicks of fixed directions only: remove it, or take the score of all fields"
+        )
+
+
 def usual_perturbation(saved: Saved) -> str:
     """What is kicked where nothing else is asked: a pixel, or all where each place is its own."""
     return "pixel" if saved.maps or not saved.shape else "uniform"
