@@ -153,15 +153,17 @@ def read_data(config: DataConfig, *, members: range, times: range) -> np.ndarray
     # Opened anew for every block: a store that has grown must not be read as it was.
     with open_data(Path(config.store)) as raw:
         data = arrange(raw, config)
-        return block_of(data, config.variables, members=members, times=times)
+        # A task reads by itself: asking the cluster it runs on would move the data once more.
+        how = {"scheduler": "synchronous"}
+        return block_of(data, config.variables, members=members, times=times, **how)
 
 
 def block_of(
-    data: xr.Dataset, variables: Sequence[str], *, members: range, times: range
+    data: xr.Dataset, variables: Sequence[str], *, members: range, times: range, **how: Any
 ) -> np.ndarray:
-    """A block of arranged data; see `read_data`."""
+    """A block of arranged data, computed by Dask as `how` says; see `read_data`."""
     some = {MEMBER: slice(members.start, members.stop), TIME: slice(times.start, times.stop)}
-    fields = [np.asarray(data[name].isel(some).values) for name in variables]
+    fields = [np.asarray(data[name].isel(some).compute(**how).values) for name in variables]
     for name, values in zip(variables, fields, strict=True):
         _refuse_non_finite(values, name, members, times)
     return np.stack(fields, axis=2)
