@@ -23,11 +23,10 @@ from workflow.dynamics.engines import fastest_engine, stepper
 from workflow.dynamics.noise import FORCING
 from workflow.responses.correlation import lag_sums, pair_counts
 from workflow.responses.recalibration import recalibrate, stein_error
-from workflow.scores.batches import Sample, draw
 from workflow.scores.closed_form import fit_gaussian
 from workflow.scores.neural import NeuralScore, settled, with_parameters
-from workflow.scores.training import Trainer, make_batch
-from workflow.scores.validation import Best, Validation, validation_sums
+from workflow.scores.training import Trainer
+from workflow.scores.validation import Best, Validation, validation_batch, validation_sums
 
 SYSTEMS = {
     "Ornstein-Uhlenbeck": {"kind": "ornstein_uhlenbeck", "grid": 16},
@@ -93,7 +92,8 @@ def trained(x, tested, whitening, kind, steps):
         }
     )
     trainer, started = Trainer(x, whitening, config=config, seed=1), time.perf_counter()
-    batch, best = validation_batch(trainer, tested), Best()
+    some = tested[:: max(1, len(tested) // PAIRS)][:PAIRS]
+    batch, best = validation_batch(trainer.model, some, seed=1, pairs=len(some)), Best()
     for step in range(steps + 1):
         if step % (steps // CHOICES) == 0:
             found = Validation.of(validation_sums(trainer.averaged(), batch))
@@ -102,15 +102,6 @@ def trained(x, tested, whitening, kind, steps):
             trainer.advance()
     model = with_parameters(trainer.model, best.parameters)
     return NeuralScore(settled(model, x)), best.step, time.perf_counter() - started
-
-
-def validation_batch(trainer, x):
-    """Held-out fields spread evenly over all, with noise that is always the same."""
-    x, process = x[:: max(1, len(x) // PAIRS)][:PAIRS], trainer.model.process
-    kind = {"normals": process.normals, "uniforms": process.uniforms}
-    drawn = draw(1, 2**40, pairs=len(x), share=range(len(x)), shape=x.shape[1:], **kind)
-    noise = (drawn.rolls, drawn.level, drawn.z, drawn.uniform)
-    return make_batch(trainer.model, Sample(x, *map(torch.from_numpy, noise)))
 
 
 def kinds():

@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from workflow.interfaces import space_axes
+from workflow.scores.batches import Sample, draw
 from workflow.scores.neural import WhitenedScore
-from workflow.scores.training import Batch, batch_loss
+from workflow.scores.training import Batch, batch_loss, make_batch
 
 BANDS = 4
 """Bands of |k| on a homogeneous field, of equal width up to N / 2; the last one goes on beyond."""
+
+VALIDATION = 2**40
+"""Number of the step whose noise validation uses: beyond all steps of training."""
 
 TOGETHER = 64
 """Pairs that a network sees at once."""
@@ -44,6 +48,33 @@ class Validation:
         products, modes = rest[: len(rest) // 2], rest[len(rest) // 2 :]
         stein = (p / m if m else math.nan for p, m in zip(products, modes, strict=True))
         return cls(loss / pairs, tuple(stein))
+
+
+def validation_batch(
+    model: WhitenedScore, x: Tensor, *, seed: int, pairs: int, mine: slice = slice(None)
+) -> Batch:
+    """Held-out snapshots with noise that is always the same, where the model is.
+
+    Args:
+        model: what is judged.
+        x: snapshots of `mine`, `(pair, field + given, *shape)`.
+        seed: of the experiment.
+        pairs: of the whole validation.
+        mine: those of this rank.
+    """
+    process, device = model.process, next(model.parameters()).device
+    drawn = draw(
+        seed,
+        VALIDATION,
+        pairs=pairs,
+        share=range(pairs),
+        shape=(len(model.whitening.mean), *x.shape[2:]),
+        normals=process.normals,
+        uniforms=process.uniforms,
+    )
+    every = (drawn.rolls, drawn.level, drawn.z, drawn.uniform)
+    numbers = (torch.from_numpy(values[mine]) for values in every)
+    return make_batch(model, Sample(*(v.to(device) for v in (x, *numbers))))
 
 
 @torch.inference_mode()

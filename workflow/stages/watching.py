@@ -10,22 +10,17 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
 from hpc.comm import Comm
 from hpc.files import atomic_write_bytes
 from workflow.runs import Run
-from workflow.scores.batches import Sample, draw
-from workflow.scores.training import Batch, Step, Trainer, make_batch
-from workflow.scores.validation import Best, Validation, validation_sums
+from workflow.scores.training import Batch, Step, Trainer
+from workflow.scores.validation import Best, Validation, validation_batch, validation_sums
 from workflow.stages.data import members_left, read_places, read_snapshots
 
 HELD_OUT = 512
 """Pairs of validation; their snapshots are spread evenly over what was held out, and come more
 than once where there are fewer."""
-
-VALIDATION = 2**40
-"""Number of the step whose noise validation uses: beyond all steps of training."""
 
 LOG_EVERY = 10
 """Steps between lines of score/log.jsonl."""
@@ -137,19 +132,5 @@ def _test_batch(run: Run, comm: Comm, trainer: Trainer) -> Batch:
     chosen = np.linspace(0, len(members) * len(times) - 1, pairs).round().astype(int).tolist()
     mine = slice(comm.rank * pairs // comm.size, (comm.rank + 1) * pairs // comm.size)
     places = [(members[i // len(times)], times[i % len(times)]) for i in chosen[mine]]
-    shape = (len(run.saved.fields), *run.saved.shape)
     x = read_places(run, places, partial(read_snapshots, run))
-    seed = run.experiment.seed
-    process = trainer.model.process
-    drawn = draw(
-        seed,
-        VALIDATION,
-        pairs=pairs,
-        share=range(pairs),
-        shape=shape,
-        normals=process.normals,
-        uniforms=process.uniforms,
-    )
-    every = (drawn.rolls, drawn.level, drawn.z, drawn.uniform)
-    numbers = (torch.from_numpy(v[mine]) for v in every)
-    return make_batch(trainer.model, Sample(*(v.to(trainer.device) for v in (x, *numbers))))
+    return validation_batch(trainer.model, x, seed=run.experiment.seed, pairs=pairs, mine=mine)
