@@ -13,6 +13,7 @@ from workflow.dynamics.linear import Linear
 from workflow.interfaces import UserError
 from workflow.opening import open_run
 from workflow.runs import Run
+from workflow.stages.data import load_model
 from workflow.stages.pipeline import STAGES, run_stages
 
 DECAY, MEMORY, PULL = 0.6, 0.9, 0.5
@@ -203,6 +204,22 @@ def test_turbulence_with_its_forcing_given_goes_all_the_way(flow):
     stored = xr.open_zarr(flow.ensemble)
     assert set(stored.data_vars) == {"vorticity", "forcing"}
     assert (flow.folder / "report" / "index.html").is_file()
+
+
+def test_what_is_given_is_streamed_too(flow, client):
+    """Training on blocks read as they are needed, from the same ensemble."""
+    folder = flow.folder.parents[1] / "streamed"
+    folder.mkdir()
+    train = {**FLOW["score"]["train"], "memory": 0}
+    content = {**FLOW, "score": {**FLOW["score"], "train": train}}
+    run = opened(folder, "flow", content)
+    run_stages(run, ("simulate", "train"), command="test", notify=lambda *_: None, client=client)
+    one, other = (load_model(each) for each in (flow, run))
+    assert run.is_trained and one.network.enter.conv.in_channels == 3
+    # Other draws of other data, but for how many numbers there are.
+    sizes = [[tuple(p.shape) for p in model.parameters()] for model in (one, other)]
+    assert sizes[0] == sizes[1]
+    assert one.network.linear.weight.shape == (2, 1, 2, 16, 9)
 
 
 def test_the_forcing_is_told_to_the_gaussian_score(flow):
