@@ -52,9 +52,7 @@ def _recipes(lines: Sequence[Line]) -> Iterable[str]:
     """One row a recipe, means over its seeds."""
     yield "| recipe | seeds | calls | parameters | held-out loss | score error | by band of k |"
     yield "|---|---|---|---|---|---|---|"
-    for name in dict.fromkeys(line["recipe"] for line in lines):
-        same = [line for line in lines if line["recipe"] == name]
-        errors = np.array([line["score_error"] for line in same])
+    for name, same in _by_recipe(lines):
         bands = np.mean([line["score_error_by_band"] for line in same], axis=0)
         first = same[0]
         cells = [
@@ -63,18 +61,33 @@ def _recipes(lines: Sequence[Line]) -> Iterable[str]:
             first.get("calls", "-"),
             first.get("parameters", "-"),
             f"{np.mean([line['held_out_loss'] for line in same]):.4f}",
-            f"{errors.mean():.4f}" + (f" +- {errors.std(ddof=1):.4f}" if len(same) > 1 else ""),
+            _over_seeds([line["score_error"] for line in same]),
             " ".join(f"{band:.4f}" for band in bands),
         ]
         yield f"| {' | '.join(map(str, cells))} |"
     yield ""
     yield "| recipe | L2 from exact, mean over lags | raw Stein error | raw Stein ratio by band |"
     yield "|---|---|---|---|"
-    for line in lines:
-        if "stein" in line:
-            ratio = " ".join(f"{value:.2f}" for value in line["stein"]["raw_ratio_by_band"])
-            cells = [line["recipe"], f"{line['l2_mean']:.4f}", line["stein"]["raw"], ratio]
-            yield f"| {' | '.join(map(str, cells))} |"
+    for name, same in _by_recipe([line for line in lines if "stein" in line]):
+        ratios = np.mean([line["stein"]["raw_ratio_by_band"] for line in same], axis=0)
+        cells = [
+            name,
+            _over_seeds([line["l2_mean"] for line in same]),
+            _over_seeds([line["stein"]["raw"] for line in same]),
+            " ".join(f"{ratio:.2f}" for ratio in ratios),
+        ]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _by_recipe(lines: Sequence[Line]) -> Iterable[tuple[str, list[Line]]]:
+    for name in dict.fromkeys(line["recipe"] for line in lines):
+        yield name, [line for line in lines if line["recipe"] == name]
+
+
+def _over_seeds(values: Sequence[float]) -> str:
+    """Mean, and standard deviation where there are several."""
+    several = f" +- {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.4f}{several}"
 
 
 def _errors(lines: Sequence[Line]) -> Iterable[str]:
