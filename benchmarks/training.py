@@ -26,7 +26,7 @@ from hpc.launchers import Layout
 from workflow.loading import load_run
 from workflow.opening import open_run
 from workflow.scores.compilation import compile_network
-from workflow.stages.data import load_estimator, read_ensemble
+from workflow.stages.data import load_estimator, read_snapshots
 from workflow.stages.evaluate import evaluate_block, lay_out
 from workflow.stages.frames import lay_down
 from workflow.stages.pipeline import run_stages
@@ -106,7 +106,7 @@ def bare(folder: str, group: int, segment: int) -> None:
     run = load_run(folder, Path("."))
     key = (folder, group, segment)
     if key not in HELD:
-        block = torch.from_numpy(read_ensemble(run, run.groups[group], run.segment_times(segment)))
+        block = torch.from_numpy(read_snapshots(run, run.groups[group], run.segment_times(segment)))
         HELD[key] = block.flatten(0, 1)
     estimator = load_estimator(run, "neural")
     with torch.inference_mode():

@@ -35,7 +35,7 @@ def responses_of(
     observables: Sequence[str | Mapping[str, Any]] = ("field",),
     perturbations: Sequence[str | Mapping[str, Any]] | None = None,
     dims: Mapping[str, str] | None = None,
-    given: Sequence[str] = (),
+    given: str | Sequence[str] = (),
     homogeneous: bool = False,
     system: System | None = None,
     recalibrate: bool = True,
@@ -57,7 +57,7 @@ def responses_of(
             those of the answer's lag: days, hours or seconds, whichever fits the time step.
         score: "gaussian", "kgmm" (up to 8 numbers a snapshot), "exact" (with `system`), a
             function of torch tensors `(batch, field, *shape)`, or a Dataset of scores with the
-            variables and dims of the data; several by name to compare them.
+            variables, but for given ones, and dims of the data; several by name to compare them.
         observables: as `response.observables` of an experiment. The bins of a histogram without
             a `range` depend on the data, so Dask data are read once for them at once.
         perturbations: as `response.perturbations` of an experiment; by default a pixel, or
@@ -86,7 +86,8 @@ def responses_of(
     bars = _bars(samples, level, bands, seed, by)
     config = DataConfig(store="data", dims=dict(dims or {}), homogeneous=homogeneous)
     config, decided = describe(raw, config, "the data", read=False)
-    reader, scores = Reader(arrange(raw, config), config, given), _named(score)
+    told = (given,) if isinstance(given, str) else given
+    reader, scores = Reader(arrange(raw, config), config, told), _named(score)
     step = float(decided["save_every"])
     lags = _lags(max_lag, step, time_unit(reader.found), reader.times)
     if not scores or not build_observables(observables, reader.saved, None):

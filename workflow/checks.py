@@ -12,7 +12,7 @@ from workflow.diffusion.sampling import check_sampler
 from workflow.dynamics.engines import check_engine
 from workflow.dynamics.jumping import Jumping
 from workflow.dynamics.noise import check_steps
-from workflow.interfaces import HasExactScore, UserError
+from workflow.interfaces import HasExactScore, Saved, UserError
 from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import build_perturbations, refuse_driven
 from workflow.rivals import rivals_of
@@ -40,6 +40,7 @@ def check(run: Run) -> None:
     _check_estimators(run)
     _check_given(run)
     _check_views(run)
+    _check_pilot(run)
     _check_extrapolation(run)
     _check_training(run)
     _check_samples(run)
@@ -142,23 +143,43 @@ def _check_given(run: Run) -> None:
     if not saved.given:
         return
     names = ", ".join(field.name for field in saved.given)
+    if e.sample is not None:
+        refuse_given(saved, "sample")
     if "kgmm" in {*e.response.estimators, e.score.estimator}:
         raise UserError(
             f"score.estimator=kgmm: clusters know no score given {names}; use neural or gaussian"
-        )
-    if e.sample is not None:
-        raise UserError(
-            f"sample: the learned score is that of fields given {names}, of which there are no "
-            "samples; remove the section, or take the score of all fields without 'given'"
         )
     system = run.system if e.system is not None else None
     channels = build_perturbations(e.response.perturbations, saved, system=system, where=run.folder)
     refuse_driven(channels, saved, key="response.perturbations")
 
 
+def refuse_given(saved: Saved, what: str) -> None:
+    """Refuse to draw samples with a score that is conditioned on other fields.
+
+    Raises:
+        UserError: there are given fields.
+    """
+    if saved.given:
+        names = ", ".join(field.name for field in saved.given)
+        raise UserError(
+            f"{what}: the learned score is that of fields given {names}, of which there are no "
+            "samples; leave samples out, or take the score of all fields without 'given'"
+        )
+
+
+def _check_pilot(run: Run) -> None:
+    score = run.experiment.score
+    if score.train.pilot and "neural" in run.trained and not run.pilot_steps:
+        raise UserError(
+            f"score.train.pilot={score.train.pilot:g}: a pilot finds the units of narrow noise on "
+            "homogeneous fields, which is another case; set it to 0"
+        )
+
+
 def _check_views(run: Run) -> None:
     views, saved = run.experiment.score.network.views, run.saved
-    if views and not (saved.homogeneous and len(saved.shape) == 2):
+    if views and not (saved.homogeneous and len(saved.shape) == 2 and min(saved.shape) > 2):
         places = " x ".join(map(str, saved.shape)) or "no space"
         uneven = "" if saved.homogeneous else ", no two alike"
         raise UserError(

@@ -56,7 +56,10 @@ class TrainConfig(Strict):
     ranks: int = Field(2, ge=1)
     steps: int = Field(4000, ge=1)
     pilot: float = Field(
-        0.0, ge=0, lt=1, description="share of as many steps beforehand, to find the units of noise"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of as many steps beforehand, to find the units of noise",
     )
     global_batch: int = Field(32, ge=2, multiple_of=2)
     learning_rate: float = Field(4e-3, gt=0)

@@ -148,7 +148,7 @@ def open_own_data(own: OwnData, runs: Path, settings: Sequence[str] = ()) -> tup
     if own.max_lag is not None:
         content["response"]["max_lag"] = _length(own.max_lag, data)
     elif "max_lag" not in content["response"]:
-        told.append(_choose_lag(content, data, decided, old))
+        told.append(_choose_lag(content, data, decided, old, saved))
     if "perturbations" not in content["response"] and saved.shape:
         told.append(_told_perturbation(saved))
     return open_experiment(parse_experiment(content), runs, Path.cwd()), told
@@ -177,7 +177,7 @@ def parse_dims(text: str | None) -> tuple[tuple[str, str], ...]:
     return tuple(pairs)
 
 
-def correlation_time(data: xr.Dataset, config: DataConfig) -> float:
+def correlation_time(data: xr.Dataset, saved: Saved) -> float:
     """Integrated correlation time of the data, in saved samples.
 
         T = max( int rho dt, 2 int rho_2 dt )
@@ -188,13 +188,13 @@ def correlation_time(data: xr.Dataset, config: DataConfig) -> float:
 
     Args:
         data: arranged, `(member, time, *space)`; the beginning is looked at.
-        config: what is in it.
+        saved: its fields, of which the slowest counts.
     """
-    saved = saved_of(config)
     members = range(min(PART_MEMBERS, data.sizes[MEMBER]))
     most = PART_NUMBERS // (saved.numbers * len(members))
     times = range(min(data.sizes[TIME], max(64, most)))
-    block = block_of(data, config.variables, members=members, times=times)
+    names = [field.name for field in saved.fields]
+    block = block_of(data, names, members=members, times=times)
     flat = block.reshape(*block.shape[:2], len(saved.fields), -1).astype(np.float64)
     flat = flat[..., :: max(1, flat.shape[-1] // PART_PLACES)]
     deviation = flat - flat.mean(axis=(0, 1))
@@ -236,7 +236,11 @@ def _choose_estimator(content: dict[str, Any], saved: Saved, old: dict[str, Any]
 
 
 def _choose_lag(
-    content: dict[str, Any], data: DataConfig, decided: dict[str, Any], old: dict[str, Any]
+    content: dict[str, Any],
+    data: DataConfig,
+    decided: dict[str, Any],
+    old: dict[str, Any],
+    saved: Saved,
 ) -> str:
     """Lag of an existing run, else some correlation times, as far as the data go."""
     every, found = float(decided["save_every"]), data.found
@@ -247,7 +251,7 @@ def _choose_lag(
         content["response"]["max_lag"] = known
         return f"max lag: {known:g}{unit}, as before"
     with open_data(Path(data.store)) as raw:
-        memory = correlation_time(arrange(raw, data), data)
+        memory = correlation_time(arrange(raw, data), saved)
     times = round(float(decided["length"]) / every)
     # Error bars of few members need 8 stretches of 4 times the lag; those of many, some pairs.
     most = max(1, times // (32 if decided["members"] < ENOUGH_MEMBERS else 4))

@@ -17,6 +17,7 @@ from hpc.files import atomic_write_bytes
 from hpc.ledger import Ledger
 from workflow import __version__
 from workflow.config import Experiment
+from workflow.diffusion import build_process
 from workflow.dynamics import build_system
 from workflow.interfaces import SPACE, Part, Saved, System, UserError
 from workflow.keys import key_of
@@ -31,6 +32,9 @@ ENOUGH_MEMBERS = 8
 
 USUAL_CHUNK = 16 * 2**20
 """Bytes of a chunk."""
+
+INFORMATION = "information"
+"""Block of the training, and file in `score/`, of the Fisher information a pilot has measured."""
 
 RIVALS = "rivals"
 """Folder of a run with the runs of its rivals."""
@@ -248,14 +252,24 @@ class Run:
 
     @property
     def pilot_steps(self) -> int:
-        """Steps of the pilot before the training; 0 where none is asked for."""
-        train = self.experiment.score.train
-        return math.ceil(train.pilot * train.steps)
+        """Steps of the pilot before the training; 0 where none is asked for, or none has a use.
+
+        Noise has units to be found where it is narrow, and the fields homogeneous.
+        """
+        score = self.experiment.score
+        useful = self.saved.maps and build_process(score.process).narrow
+        return math.ceil(score.train.pilot * score.train.steps) if useful else 0
+
+    @property
+    def in_pilot(self) -> bool:
+        """Whether a pilot is asked for and has not found its answer."""
+        return self.pilot_steps > 0 and INFORMATION not in self.ledger("train").done()
 
     @property
     def is_trained(self) -> bool:
         """Whether the learned score is finished; it may have stopped early."""
-        return self.trained_block("neural") in self.ledger("train").done()
+        done = self.trained_block("neural") in self.ledger("train").done()
+        return done and not self.in_pilot
 
     def trained_block(self, name: str) -> str:
         """Receipt, and file in `score/`, of an estimator's final state."""

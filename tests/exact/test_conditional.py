@@ -127,6 +127,24 @@ def test_a_settled_network_obeys_both_identities(homogeneous, still):
     assert torch.allclose(stein, expected, atol=1e-6)
 
 
+def test_given_fields_may_follow_from_each_other():
+    """y and 2 y: the linear map is solved for without them standing in each other's way."""
+    one, _ = waves(1000)
+    x = torch.cat([one[:, :2], 2 * one[:, 1:2]], dim=1)
+    gaussian = fit_gaussian(x, homogeneous=True, given=2)
+    model = WhitenedScore(gaussian, ScoreConfig.model_validate(SMALL)).double()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    with torch.no_grad():
+        found = settled(model, x)
+        s = NeuralScore(found)(x)
+    assert float(found.network.linear.weight.abs().max()) < 100
+    modes = torch.fft.rfft2(x[:, 1:] - gaussian.joint.mean[1:, None, None])
+    products = torch.einsum("bfyx,bgyx->fgyx", torch.fft.rfft2(s), modes.conj()) / (len(x) * 64)
+    assert float(products.abs().max()) < 1e-5
+
+
 def test_training_learns_what_a_gaussian_cannot(homogeneous):
     """x = y^2 / 2 + noise: the conditional score is that of the noise, and linear in neither."""
     y = homogeneous[0][:, 1:2].float()

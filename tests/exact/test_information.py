@@ -7,9 +7,10 @@ import torch
 
 from workflow.config import ScoreConfig
 from workflow.scores.closed_form import SpectralGaussian, fit_gaussian, gaussian_from
-from workflow.scores.information import has_units, measured_information
+from workflow.scores.conditional import split
+from workflow.scores.information import information_of, information_sums
 from workflow.scores.neural import WhitenedScore
-from workflow.scores.training import Trainer
+from workflow.scores.training import Batch, Trainer
 
 NARROW = {"process": {"sigma_min": 1e-3, "sigma_max": 1e-3}, "network": {"channels": 8}}
 
@@ -30,11 +31,19 @@ def slaved(count, noise=0.1):
     return torch.fft.irfft(modes, n=8)
 
 
+def measured(model, x):
+    """J of snapshots, which noise and levels of a batch are no part of."""
+    fields, given = split(model.whitening, x)
+    white = model.whitening.whiten(fields)
+    batch = Batch(white, white, torch.ones(len(x)), given=given)
+    return information_of(information_sums(model, batch), model)
+
+
 def test_gaussian_data_have_unit_information():
     x = normals(1, 4000, 1, 8, 8)
     gaussian = SpectralGaussian.fit(x)
     model = WhitenedScore(gaussian, ScoreConfig.model_validate(NARROW)).double()
-    found = measured_information(model, x)
+    found = measured(model, x)
     assert found.shape == (1, 1, 8, 5)
     assert torch.allclose(found, torch.ones_like(found), atol=1e-5)
 
@@ -44,7 +53,7 @@ def test_an_untrained_score_has_the_information_of_its_potential():
     x = two_wells(4000)
     gaussian = fit_gaussian(x, homogeneous=True)
     model = WhitenedScore(gaussian, ScoreConfig.model_validate(NARROW)).double()
-    found = measured_information(model, x)
+    found = measured(model, x)
     told = replace(gaussian, information=found)
     assert float(found[0, 0, 0, 0]) > 5
     some = normals(5, 3, 1, 8, 8)
@@ -60,7 +69,7 @@ def test_equalised_scores_have_unit_variance_in_every_mode(fields):
     with torch.no_grad():
         s = model(white, torch.full((1,), 1e-3, dtype=torch.float64))
     # Twice the least information, so that no mode is bounded from below by 1.
-    told = replace(gaussian, information=2 * measured_information(model, x[:, :fields]))
+    told = replace(gaussian, information=2 * measured(model, x[:, :fields]))
     modes = torch.fft.rfft2(told.equalise(s), norm="ortho")
     found = 2 * torch.einsum("bfyx,bgyx->yxfg", modes, modes.conj()) / len(x)
     one = torch.eye(fields, dtype=found.dtype).expand_as(found)
@@ -84,19 +93,35 @@ def test_a_short_training_finds_waves_that_follow_others():
     train = {"steps": 300, "global_batch": 32, "learning_rate": 5e-3, "ranks": 1}
     config = ScoreConfig.model_validate({"network": {"channels": 16}, "train": train})
     trainer = Trainer(x, gaussian, config=config, seed=1)
-    before = measured_information(trainer.model, x[:1000])[0, 0]
+    before = measured(trainer.model, x[:1000])[0, 0]
     for _ in range(300):
         trainer.advance()
-    after = measured_information(trainer.averaged(), x[:1000])[0, 0]
+    after = measured(trainer.averaged(), x[:1000])[0, 0]
     assert float(before[2]) < 2
     assert float(after[2]) > 3 * float(before[2])
 
 
-def test_only_narrow_noise_on_homogeneous_fields_has_units():
-    x = normals(1, 100, 1, 8, 8)
-    spectral = fit_gaussian(x, homogeneous=True)
-    dense = fit_gaussian(x, homogeneous=False)
-    wide = ScoreConfig.model_validate({"process": {"kind": "ve"}})
-    assert has_units(WhitenedScore(spectral, ScoreConfig()))
-    assert not has_units(WhitenedScore(dense, ScoreConfig()))
-    assert not has_units(WhitenedScore(spectral, wide))
+def test_sums_of_parts_are_those_of_the_whole():
+    x = torch.cat([two_wells(600), normals(4, 600, 1, 8, 8)], dim=1)
+    gaussian = fit_gaussian(x, homogeneous=True)
+    model = WhitenedScore(gaussian, ScoreConfig.model_validate(NARROW)).double()
+    white = gaussian.whiten(x)
+    batch = Batch(white, white, torch.ones(600))
+    parts = [information_sums(model, batch.part(slice(i, i + 150))) for i in range(0, 600, 150)]
+    whole = information_sums(model, batch)
+    assert float(whole[0]) == 600
+    assert torch.allclose(sum(parts), whole)
+    assert information_of(whole, model).shape == (2, 2, 8, 5)
+
+
+def test_what_is_given_narrows_the_density():
+    """x = y + 0.3 noise: J of x given y is C / 0.09, the loss of the Gaussian score -1 in it."""
+    y = normals(1, 4000, 1, 8, 8)
+    both = torch.cat([y + 0.3 * normals(2, 4000, 1, 8, 8), y], dim=1)
+    gaussian = fit_gaussian(both, homogeneous=True, given=1)
+    some = normals(5, 3, 1, 8, 8)
+    expected = some / (1.09 / 0.09) ** 0.5
+    assert torch.allclose(gaussian.equalise(some), expected, rtol=0.1, atol=0.02)
+    model = WhitenedScore(gaussian, ScoreConfig.model_validate(NARROW)).double()
+    found = measured(model, both)
+    assert float(found.mean()) == pytest.approx(1.09 / 0.09, rel=0.02)

@@ -10,7 +10,7 @@ import xarray as xr
 from workflow.config import DataConfig
 from workflow.interfaces import UserError
 from workflow.own_data import OwnData, correlation_time, open_own_data, parse_dims, run_name
-from workflow.recorded import arrange, describe, find, read_data
+from workflow.recorded import arrange, describe, find, read_data, saved_of
 
 TIMES = 12
 
@@ -221,7 +221,7 @@ def test_the_correlation_time_sees_through_oscillations(turn):
         out.append(x.real)
     ds = xr.Dataset({"u": ("time", out)})
     config, _ = described(ds)
-    found = correlation_time(arrange(ds, config), config)
+    found = correlation_time(arrange(ds, config), saved_of(config))
     assert found == pytest.approx(10.0 if turn else 20.0, rel=0.2)
 
 

@@ -15,6 +15,7 @@ from workflow.opening import open_run
 from workflow.runs import Run
 from workflow.stages.data import load_model
 from workflow.stages.pipeline import STAGES, run_stages
+from workflow.stages.samples import ask
 
 DECAY, MEMORY, PULL = 0.6, 0.9, 0.5
 """x(t + 1) = DECAY x + PULL y + noise,   y(t + 1) = MEMORY y + noise."""
@@ -192,6 +193,7 @@ def test_the_first_of_three_variables_may_be_given(linear, estimator):
 
 def test_the_checks_test_the_given_identity(linear):
     found = json.loads(linear.checks.read_text())
+    assert "no trend of the mean of x1" in [check["name"] for check in found["data"]]
     for name in ("gaussian", "exact"):
         (one,) = (c for c in found[name] if c["name"] == "<y s> = 0 of what is given")
         assert one["passed"] is True
@@ -252,6 +254,15 @@ def test_what_cannot_be_given_is_refused_before_work(tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         opened(tmp_path, "refused", content)
     assert not (tmp_path / "runs").exists()
+
+
+def test_samples_of_a_score_given_others_are_refused(tmp_path):
+    """Also where the experiment has no section for them, by `gfdt sample`."""
+    score = {"given": ["x1"], "process": {"kind": "ve"}}
+    response = {**LINEAR["response"], "estimators": ["neural"]}
+    run = opened(tmp_path, "wide", {**LINEAR, "score": score, "response": response})
+    with pytest.raises(UserError, match="a sample: the learned score is that of fields given x1"):
+        ask(run, None, 10)
 
 
 def test_directions_that_depend_on_the_state_are_refused(tmp_path, monkeypatch):

@@ -8,10 +8,15 @@ import pytest
 import torch
 import yaml
 
+from hpc.comm import SerialComm, Watchdog
+from hpc.gradients import FlatGradients
+from workflow.interfaces import UserError
 from workflow.opening import open_run
+from workflow.stages import train_rank
 from workflow.stages.data import load_model, load_whitening
 from workflow.stages.pipeline import run_stages
 from workflow.stages.plan import plan
+from workflow.stages.train import _fit
 
 EXPERIMENT = {
     "name": "piloted",
@@ -25,11 +30,9 @@ EXPERIMENT = {
 }
 
 
-def trained(folder, client, **score):
-    content = {**EXPERIMENT, "score": {**EXPERIMENT["score"], **score}}
-    (folder / "piloted.yaml").write_text(yaml.safe_dump(content))
+def trained(folder, client, stages=("simulate", "train")):
+    (folder / "piloted.yaml").write_text(yaml.safe_dump(EXPERIMENT))
     run = open_run(str(folder / "piloted.yaml"), folder / "runs")
-    stages = ("simulate", "train")
     run_stages(run, stages, command="test", notify=lambda *_: None, client=client)
     return run
 
@@ -78,11 +81,64 @@ def test_another_share_is_another_training(run):
     assert type(run)(run.folder, changed).key("train") != run.key("train")
 
 
-def test_noise_of_all_sizes_has_no_units_to_find(tmp_path, client):
-    run = trained(tmp_path, client, process={"kind": "ve"})
-    assert told(run) == []
-    assert not (run.folder / "score" / "information.pt").exists()
-    assert run.is_trained
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"score": {**EXPERIMENT["score"], "process": {"kind": "ve"}}},
+        {"system": {"kind": "linear"}, "ensemble": {"members": 8, "spinup": 0.0, "length": 64.0}},
+    ],
+    ids=["wide", "no space"],
+)
+def test_a_pilot_that_would_find_nothing_is_refused(tmp_path, change):
+    (tmp_path / "piloted.yaml").write_text(yaml.safe_dump({**EXPERIMENT, **change}))
+    message = "score.train.pilot=0.3: a pilot finds the units of narrow noise on homogeneous fields"
+    with pytest.raises(UserError, match=message):
+        open_run(str(tmp_path / "piloted.yaml"), tmp_path / "runs")
+
+
+class Interrupted(FlatGradients):
+    """Is asked to stop before the step of a number."""
+
+    at = 0
+
+    def mean(self, loss):
+        Interrupted.at -= 1
+        self.asked = Interrupted.at == 0
+        return super().mean(loss)
+
+
+def test_a_stopped_pilot_goes_on_to_the_same_bits(run, tmp_path, client):
+    """Stopped after its second step of six, and again in the training."""
+    other = trained(tmp_path, client, stages=("simulate",))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_rank, "FlatGradients", Interrupted)
+        other.renew("train", other.folder / "score")
+        _fit(other)
+        for steps, left in ((2, "pilot"), (4 + 3, "step-00000003")):
+            Interrupted.at = steps
+            train_rank.train_rank(other, SerialComm(), Watchdog(60.0))
+            assert left in other.ledger("train").done()
+        assert "pilot" not in other.ledger("train").done()
+        assert not (other.folder / "score" / "pilot.pt").exists()
+        Interrupted.at = -1
+        train_rank.train_rank(other, SerialComm(), Watchdog(60.0))
+    one, two = (torch.load(r.folder / "score" / "information.pt") for r in (run, other))
+    assert torch.equal(one["information"], two["information"])
+    one, two = (load_model(r) for r in (run, other))
+    for ours, theirs in zip(one.parameters(), two.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_information_that_is_lost_is_measured_again(run, client):
+    """Of a finished run: the training is then not finished."""
+    path, before = run.folder / "score" / "information.pt", load_model(run)
+    run.ledger("train").drop("information")
+    path.unlink()
+    assert not run.is_trained
+    run_stages(run, ("train",), command="test", notify=lambda *_: None, client=client)
+    assert run.is_trained and path.is_file()
+    for ours, theirs in zip(load_model(run).parameters(), before.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_plan_counts_the_pilot(run, monkeypatch):

@@ -148,8 +148,8 @@ class SpectralGaussian(_Whitening):
 
     def equalise(self, s: Tensor) -> Tensor:
         """See `_Whitening.equalise`."""
-        known = self.potential is not None or self.information is not None
-        return self._apply("equalise", s) if known else s
+        sources = (self.potential, self.information, self.joint)
+        return s if all(source is None for source in sources) else self._apply("equalise", s)
 
     @property
     def pixel_variance(self) -> Tensor:
@@ -179,12 +179,16 @@ class SpectralGaussian(_Whitening):
         scale = diagonal_of(matrices).sqrt()
         unit = matrices / (scale[..., :, None] * scale[..., None, :])
         weights = maps_of(scale, *torch.linalg.eigh(unit))
-        weights["equalise"] = self._equaliser(weights["colour"])
+        weights["equalise"] = self._equaliser(weights)
         return {name: weight.movedim((-2, -1), (0, 1)) for name, weight in weights.items()}
 
-    def _equaliser(self, colour: Tensor) -> Tensor:
-        """J^(-1/2) of the Fisher information J of x~; the identity where it is not known."""
-        one = torch.eye(len(self.mean), dtype=colour.dtype, device=colour.device)
+    def _equaliser(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """J^(-1/2) of the Fisher information J of x~; the identity where it is not known.
+
+        Where something is given, the potential's J of x alone is raised by what the joint
+        Gaussian says of x given it.
+        """
+        colour, one = weights["colour"], torch.eye(len(self.mean)).to(weights["colour"])
         if self.information is not None:
             information = self.information.movedim((0, 1), (-2, -1))
         elif self.potential is not None:
@@ -192,7 +196,12 @@ class SpectralGaussian(_Whitening):
             matrices = self.potential.information.movedim((0, 1), (-2, -1))
             information = units.mH.to(matrices.dtype) @ matrices @ units.to(matrices.dtype)
         else:
-            return one.expand_as(colour)
+            information = one.expand_as(colour)
+        if self.information is None and self.joint is not None:
+            n, joint = len(one), self.joint._weights["precision"]
+            excess = joint[:n, :n].movedim((0, 1), (-2, -1)) - weights["precision"]
+            wide = colour.to(excess.dtype)
+            information = information + wide.mH @ excess @ wide
         values, vectors = torch.linalg.eigh(information if len(one) > 1 else information.real)
         # J >= 1 for unit variance (Cramer and Rao); a finite sample can say less.
         return (vectors * values.clamp(min=1).pow(-0.5)[..., None, :]) @ vectors.mH

@@ -13,35 +13,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from workflow.scores.closed_form import SpectralGaussian
-from workflow.scores.conditional import split
 from workflow.scores.neural import WhitenedScore
+from workflow.scores.training import Batch
 
 TOGETHER = 256
 """Snapshots scored at once."""
 
 
-def has_units(model: WhitenedScore) -> bool:
-    """Whether noise and loss are measured in units of J: narrow noise, homogeneous fields."""
-    return model.process.narrow and isinstance(model.whitening, SpectralGaussian)
+@torch.no_grad()
+def information_sums(model: WhitenedScore, batch: Batch) -> Tensor:
+    """Sums of s~_k s~_k^+ over the clean snapshots of a batch, and in front their number.
 
-
-def measured_information(model: WhitenedScore, x: Tensor) -> Tensor:
-    """J of whitened data, `(field, field, *half-spectrum)`, float64 on the CPU.
-
-    Args:
-        model: a score that has been trained, of homogeneous fields.
-        x: snapshots `(batch, field + given, *shape)`.
+    Sums of parts of a batch are the sum of the batch. Float64, on the CPU, `(1 + numbers,)`.
     """
-    parameter = next(model.parameters())
-    level = parameter.new_tensor([model.process.sigma_min])
-    total = torch.zeros((), dtype=torch.float64)
-    with torch.no_grad():
-        for part in x.split(TOGETHER):
-            fields, given = split(model.whitening, part.to(parameter.device))
-            s = model(model.whitening.whiten(fields).to(parameter.dtype), level, given)
-            axes = tuple(range(2, s.ndim))
-            modes = torch.fft.rfftn(s.double(), dim=axes, norm="ortho")
-            total = total + torch.einsum("bf...,bg...->fg...", modes, modes.conj()).cpu()
-    information = total / len(x)
-    return information.real if len(information) == 1 else information
+    level = batch.x.new_tensor([model.process.sigma_min])
+    axes = tuple(range(2, batch.x.ndim))
+    total: Tensor = torch.zeros(())
+    for first in range(0, len(batch.x), TOGETHER):
+        part = batch.part(slice(first, first + TOGETHER))
+        s = model(part.x, level, part.given)
+        modes = torch.fft.rfftn(s.double(), dim=axes, norm="ortho")
+        total = total + torch.einsum("bf...,bg...->fg...", modes, modes.conj()).cpu()
+    numbers = torch.view_as_real(total).flatten()
+    return torch.cat([numbers.new_tensor([len(batch.x)]), numbers])
+
+
+def information_of(sums: Tensor, model: WhitenedScore) -> Tensor:
+    """J, `(field, field, *half-spectrum)`, from `information_sums`; real for one field."""
+    fields, shape = len(model.whitening.mean), model.whitening.shape
+    half = (*shape[:-1], shape[-1] // 2 + 1)
+    mean = (sums[1:] / sums[0]).reshape(fields, fields, *half, 2)
+    return mean[..., 0] if fields == 1 else torch.view_as_complex(mean.contiguous())

@@ -105,7 +105,7 @@ class WhitenedScore(nn.Module):
         return self.whitening.score_to_white(conditional.beyond(self.whitening.unwhiten(x), given))
 
     def equalise(self, s: Tensor) -> Tensor:
-        """J^(-1/2) s where noise and score follow the local potential, else s."""
+        """J^(-1/2) s where noise is narrow, else s."""
         return self.whitening.equalise(s) if self.process.narrow else s
 
     def _by_block(self, function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
@@ -129,8 +129,8 @@ class NeuralScore:
 
     It is computed where the model is, whatever the device of the data. What it is conditioned on
     comes after the fields, `(batch, field + given, *shape)`. It is the score of the
-    density smoothed by noise of covariance sigma_min^2 J^-1, J the Fisher information of the score
-    that training starts from: C for a Gaussian, and less where wells are narrower than C.
+    density smoothed by noise of covariance sigma_min^2 J^-1, J the Fisher information that the
+    whitening knows: C for a Gaussian, and less where the density is narrower than C.
     """
 
     model: WhitenedScore
@@ -173,6 +173,7 @@ def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
         return model
     level = linear.weight.new_tensor([model.process.sigma_min])
     wrong = squares = torch.zeros((), device=level.device)
+    fields = len(model.whitening.mean)
     with torch.no_grad():
         for part in x[:: -(-len(x) // SETTLING)].split(256):
             added, white, score, more = _on_data(model, part.to(level.device).double(), level)
@@ -182,11 +183,11 @@ def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
                 errors.append(torch.einsum("bf...,bg...->...fg", score, more.conj()))
             wrong = wrong + torch.cat(errors, dim=-1)
             squares = squares + torch.einsum("bf...,bg...->...fg", both, both.conj())
-        _lift(squares, fields=len(model.whitening.mean))
         # What the network is told it sees as it is, x~ in units of order 1.
         total = (1 + level.double() ** 2).repeat(squares.shape[-1])
-        total[len(model.whitening.mean) :].sqrt_()
-        change = -wrong @ torch.linalg.inv(squares) * total
+        total[fields:].sqrt_()
+        inverse = torch.linalg.inv(squares) if len(total) == fields else _inverse(squares)
+        change = -wrong @ inverse * total
         change = change.movedim((-2, -1), (0, 1))
         linear.weight += torch.stack([change.real, change.imag]).to(linear.weight)
     return model
@@ -208,12 +209,20 @@ def _on_data(
     return next(modes), next(modes), next(modes), more
 
 
-def _lift(squares: Tensor, *, fields: int) -> None:
-    """Raise the power of given modes that never vary, which nothing can depend on."""
-    power = squares.diagonal(dim1=-2, dim2=-1)[..., fields:]
-    if power.numel():
-        floor = SPECTRUM_FLOOR * power.real.flatten(0, -2).max(0).values
-        power += (floor - power.real).clamp(min=0)
+def _inverse(squares: Tensor) -> Tensor:
+    """Of products of modes `(..., n, n)`, but for what never varies or follows from the others.
+
+    In units of their spread, so that what rounding leaves of a still mode stays small.
+    """
+    power = squares.diagonal(dim1=-2, dim2=-1).real
+    largest = power.flatten(0, -2).max(0).values
+    scale = power.clamp(min=SPECTRUM_FLOOR).maximum(SPECTRUM_FLOOR * largest).sqrt()
+    both = scale[..., :, None] * scale[..., None, :]
+    return torch.linalg.pinv(squares / both, rtol=DEPENDENT, hermitian=True) / both
+
+
+DEPENDENT = 1e-6
+"""Share of the variance of standardised modes below which one follows from the others."""
 
 
 SETTLING = 8192

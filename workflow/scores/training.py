@@ -63,8 +63,8 @@ def batch_loss(model: WhitenedScore, batch: Batch) -> Tensor:
 
     With narrow noise it is taken in coordinates where all modes count the same: noise and scores
     go through `equalise`, J^(-1/2). The minimum stays where it was, but no mode with a large
-    Fisher information is drowned by the noise or drowns the others. -1 is then the loss of the
-    score that training starts from, lower is better.
+    Fisher information is drowned by the noise or drowns the others. Where J is that of the score
+    that training starts from, -1 is the loss of this; lower is better.
     """
     noise = model.process.noise(batch.x, batch.sigma, batch.z, batch.uniform)
     shift = model.equalise(noise.shift)
@@ -213,7 +213,7 @@ class Trainer:
             UserError: not even one pair fits into memory, too many steps were skipped in a row, or
                 the network cannot be compiled.
         """
-        batch = make_batch(self.model, self._batches.at(self.step))
+        batch = self.batch(self.step)
         loss = self._backward(batch)
         parameters = list(self.model.parameters())
         total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -230,6 +230,15 @@ class Trainer:
             move(list(self.average.values()), [p.detach() for p in parameters], self.step)
         self.step += 1
         return Step(value, norm, skipped)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a step, of all ranks."""
+        return self._config.global_batch // 2
+
+    def batch(self, step: int) -> Batch:
+        """This rank's share of the batch of a step, which must not be before one asked for."""
+        return make_batch(self.model, self._batches.at(step))
 
     @property
     def micro_batch(self) -> int:

@@ -33,8 +33,7 @@ class Validation:
         1 / (1 + sigma_min^2) for that of the smoothed density
 
     Attributes:
-        loss: score-matching loss per number of the field; -1 is that of the score that
-            training starts from.
+        loss: score-matching loss per number of the field; lower is better.
         stein: M_b from large scales to small; a single number without homogeneous space.
     """
 

@@ -27,16 +27,13 @@ from workflow.responses.observables import build_observables
 from workflow.responses.perturbations import build_perturbations
 from workflow.responses.probes import Statistics
 from workflow.rivals import rivals_of
-from workflow.runs import Run
+from workflow.runs import INFORMATION, Run
 from workflow.scores.closed_form import ExactScore, Gaussian, gaussian_from
 from workflow.scores.conditional import ConditionalExact, ConditionalGaussian
 from workflow.scores.devices import compute_device
 from workflow.scores.extrapolation import Extrapolated
 from workflow.scores.kgmm import KGMM
 from workflow.scores.neural import NeuralScore, WhitenedScore, with_parameters
-
-INFORMATION = "information"
-"""Block, and file in `score/`, of the Fisher information that a pilot has measured."""
 
 SAMPLE = 512
 """Snapshots from which the constants are taken that channels are centred by."""

@@ -256,7 +256,7 @@ def _stationarity(run: Run) -> list[Check]:
     mean, square = (torch.cat([part[key] for part in parts]).numpy() for key in ("mean", "square"))
     return [
         check
-        for index, field in enumerate(run.saved.fields)
+        for index, field in enumerate(run.saved.all_fields)
         for check in stationarity_checks(mean[..., index], square[..., index], name=field.name)
     ]
 
@@ -271,8 +271,11 @@ def _held_out(run: Run) -> list[Check]:
     last, best = tested[-1], min(tested, key=lambda line: float(line["test_loss"]))
     note = (
         f"at step {best['step']}, whose parameters are used; {last['test_loss']:g} at the last "
-        f"step {last['step']}; -1 is the loss of the score that training starts from"
+        f"step {last['step']}"
     )
+    if tested[0]["step"] == 0:
+        start = float(tested[0]["test_loss"])
+        note += f"; {start:g} is the loss of the score that training starts from"
     if best["step"] == 0:
         note += "; training did not lower it, so the learned score is what it started from"
     loss = float(best["test_loss"])

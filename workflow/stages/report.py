@@ -150,8 +150,8 @@ def _pictures(run: Run, response: xr.Dataset) -> list[Picture]:
     log = run.folder / "score" / "log.jsonl"
     if "neural" in run.trained and log.is_file():
         lines = [json.loads(text) for text in log.read_text().splitlines()]
-        # Per pixel, of the fitted score that training starts from: by its own units.
-        pictures.append(partial(scores.training, lines, folder, baseline=-1.0))
+        start = next((one.get("test_loss") for one in lines if one["step"] == 0), None)
+        pictures.append(partial(scores.training, lines, folder, baseline=start))
     return pictures
 
 

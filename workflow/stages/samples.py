@@ -16,6 +16,7 @@ from torch import Tensor
 from hpc.layout import Coordinate, Variable, create_store
 from hpc.ledger import Receipt
 from hpc.stores import consolidate, open_store, write_block
+from workflow.checks import refuse_given
 from workflow.config import digest
 from workflow.diffusion.samplers import Problem
 from workflow.diffusion.sampling import check_sampler, sample
@@ -72,6 +73,7 @@ def ask(
             f"score.estimator={run.experiment.score.estimator}: only a learned score can be "
             "sampled; set score.estimator: neural"
         )
+    refuse_given(run.saved, "a sample")
     process = run.experiment.score.process
     name = check_sampler(process, sampler, nfe=nfe, eta=eta, stop=stop, grid=grid)
     return Asked(name, nfe, eta, stop, grid)

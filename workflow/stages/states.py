@@ -84,8 +84,9 @@ def units_in(run: Run, group: int) -> dict[int, Unit]:
 def states_block(folder: str, group: int) -> Receipt:
     """States of the units of one group, and means over blocks of time of all its members.
 
-    `states` `(unit, state, field + given, *shape)`; `mean` and `square` `(member, block, field)`
-    are of the deviation from the mean of the training part, over blocks of equal length.
+    `states` `(unit, state, field + given, *shape)`; `mean` and `square`
+    `(member, block, field + given)` are of the deviation from the mean of the training part, over
+    blocks of equal length.
     """
     started = time.perf_counter()
     torch.set_num_threads(1)
@@ -96,7 +97,7 @@ def states_block(folder: str, group: int) -> Receipt:
     length = run.times // count
     out = rows_of(members, run.quarantined)
     sound = [row for row in range(len(members)) if row not in out]
-    sums = torch.zeros(2, len(sound), count, len(run.saved.fields), dtype=torch.float64)
+    sums = torch.zeros(2, len(sound), count, len(run.saved.all_fields), dtype=torch.float64)
     found: dict[int, list[Tensor]] = {u: [] for u in units}
     for segment in range(run.segments):
         times = run.segment_times(segment)
@@ -105,9 +106,7 @@ def states_block(folder: str, group: int) -> Receipt:
             picked = [t - times.start for t in unit.times if t in times]
             found[u].append(x[unit.member - members.start, picked])
         kept = torch.arange(times.start, times.stop)[: max(0, count * length - times.start)]
-        sums.index_add_(
-            2, kept // length, _moments(run, x[sound, : len(kept), : len(run.saved.fields)])
-        )
+        sums.index_add_(2, kept // length, _moments(run, x[sound, : len(kept)]))
     content = {"mean": sums[0] / length, "square": sums[1] / length}
     if units:
         content["states"] = torch.stack([torch.cat(parts) for parts in found.values()])
@@ -116,7 +115,8 @@ def states_block(folder: str, group: int) -> Receipt:
 
 def _moments(run: Run, x: Tensor) -> Tensor:
     """Deviation from the mean and its square, mean over places, `(2, member, time, field)`."""
-    mean = load_whitening(run).mean
+    whitening = load_whitening(run)
+    mean = (whitening.joint or whitening).mean
     if mean.ndim == 1:
         mean = mean.reshape(-1, *[1] * len(run.saved.shape))
     y = x.double() - mean

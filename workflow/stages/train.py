@@ -102,6 +102,11 @@ def _learn(run: Run, notify: Notify, notice: Notice) -> None:
             tell=LOGGER.warning,
         )
         if not run.is_trained:
+            if run.in_pilot:
+                raise Paused(
+                    "training was asked to stop in its pilot; its steps are saved, the same "
+                    "command continues"
+                )
             if notice.given and run.trained_steps == before:
                 raise LaunchError(
                     "the job ends before its first step of training; "

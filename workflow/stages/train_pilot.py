@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from dataclasses import replace
+
+import torch
 
 from hpc.comm import Comm, Watchdog
 from hpc.gradients import FlatGradients
-from workflow.runs import Run
+from workflow.runs import INFORMATION, Run
+from workflow.scores.closed_form import Gaussian, SpectralGaussian
 from workflow.scores.devices import compute_device
-from workflow.scores.information import has_units, measured_information
+from workflow.scores.information import information_of, information_sums
 from workflow.scores.training import Trainer
-from workflow.stages.data import INFORMATION, load_snapshots, load_whitening, save_tensors
+from workflow.stages.data import load_checked, load_whitening, save_tensors
 from workflow.stages.streaming import training_source
 
 MEASURED = 2048
@@ -19,42 +23,85 @@ MEASURED = 2048
 TOLD = 100
 """Steps between lines of the log."""
 
+CHECKPOINT = "pilot"
+"""Block, and file in `score/`, of a pilot that was asked to stop."""
 
-def run_pilot(run: Run, comm: Comm, watchdog: Watchdog, gradients: FlatGradients) -> bool:
-    """Train for a while from the start and save the information found; False when asked to stop.
 
-    What was learned is forgotten, as its units were wrong. A pilot that was killed begins again.
+def find_units(
+    run: Run, comm: Comm, watchdog: Watchdog, gradients: FlatGradients
+) -> Gaussian | None:
+    """The whitening with its units of noise, measured where a pilot is asked for.
+
+    What the pilot has learned is forgotten, as its units were wrong.
+
+    Returns:
+        The same on all ranks; None when asked to stop: the same command goes on.
     """
-    steps = run.pilot_steps
-    if not steps or INFORMATION in run.ledger("train").done():
-        return True
+    whitening = load_whitening(run)
+    if not run.pilot_steps:
+        return whitening
+    assert isinstance(whitening, SpectralGaussian)
+    # One rank looks for all: listings of a shared folder need not agree.
+    information = comm.bcast(whitening.information)
+    if information is None:
+        trainer = _trainer(run, comm, replace(whitening, information=None), gradients)
+        if comm.bcast(CHECKPOINT in run.ledger("train").done()):
+            trainer.restore(load_checked(run, "train", CHECKPOINT, f"score/{CHECKPOINT}.pt"))
+        if not _trained(run, trainer, comm, watchdog):
+            if comm.rank == 0:
+                save_tensors(run, CHECKPOINT, f"score/{CHECKPOINT}.pt", trainer.state())
+                print(f"asked to stop: pilot saved at step {trainer.step}", flush=True)
+            comm.barrier()
+            return None
+        information = _measured(trainer, comm, watchdog)
+        if comm.rank == 0:
+            content = {"information": information}
+            save_tensors(run, INFORMATION, f"score/{INFORMATION}.pt", content)
+            run.ledger("train").drop(CHECKPOINT)
+            (run.folder / "score" / f"{CHECKPOINT}.pt").unlink(missing_ok=True)
+        comm.barrier()
+        if trainer.device.type == "cuda":
+            del trainer
+            torch.cuda.empty_cache()  # the training asks how much is free
+    return replace(whitening, information=information)
+
+
+def _trainer(
+    run: Run, comm: Comm, whitening: SpectralGaussian, gradients: FlatGradients
+) -> Trainer:
     score = run.experiment.score
-    train = score.train.model_copy(update={"steps": steps})
-    trainer = Trainer(
+    train = score.train.model_copy(update={"steps": run.pilot_steps})
+    return Trainer(
         training_source(run),
-        load_whitening(run),
+        whitening,
         config=score.model_copy(update={"train": train}),
         seed=run.experiment.seed,
         gradients=gradients,
         device=compute_device(comm.rank),
     )
-    if not has_units(trainer.model):
-        return True
+
+
+def _trained(run: Run, trainer: Trainer, comm: Comm, watchdog: Watchdog) -> bool:
+    """Take the steps that are left; False when asked to stop."""
+    steps, gradients = run.pilot_steps, trainer.gradients
+    assert isinstance(gradients, FlatGradients)
     while trainer.step < steps:
         trainer.advance()
         watchdog.beat()
-        if gradients.stopping:
-            return False
         if comm.rank == 0 and (trainer.step % TOLD == 0 or trainer.step == steps):
             print(f"pilot: step {trainer.step} of {steps}", flush=True)
-    comm.barrier()
-    if comm.rank == 0:
-        x = load_snapshots(run, run.training, at_most=MEASURED * _snapshot_bytes(run))
-        found = measured_information(trainer.averaged(), x)
-        save_tensors(run, INFORMATION, f"score/{INFORMATION}.pt", {"information": found})
-    comm.barrier()
+        if gradients.stopping and trainer.step < steps:
+            return False
     return True
 
 
-def _snapshot_bytes(run: Run) -> int:
-    return run.saved.all_numbers * np.dtype(run.experiment.ensemble.dtype).itemsize
+def _measured(trainer: Trainer, comm: Comm, watchdog: Watchdog) -> torch.Tensor:
+    """J from the batches that would come next, each rank its share of them."""
+    model, sums = trainer.averaged(), torch.zeros(())
+    pairs = trainer.pairs
+    for step in range(trainer.step, trainer.step + math.ceil(MEASURED / pairs)):
+        sums = sums + information_sums(model, trainer.batch(step))
+        watchdog.beat()
+    flat = sums.flatten()
+    comm.allreduce_sum(flat)
+    return information_of(flat.reshape(sums.shape), model)

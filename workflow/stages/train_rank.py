@@ -23,9 +23,9 @@ from workflow.scores.devices import compute_device, is_out_of_memory
 from workflow.scores.neural import settled, with_parameters
 from workflow.scores.training import Trainer
 from workflow.scores.validation import Best
-from workflow.stages.data import load_snapshots, load_whitening, save_tensors
+from workflow.stages.data import load_snapshots, save_tensors
 from workflow.stages.streaming import training_source
-from workflow.stages.train_pilot import run_pilot
+from workflow.stages.train_pilot import find_units
 from workflow.stages.watching import Watch
 
 STOPPING = (signal.SIGTERM, signal.SIGUSR1)
@@ -71,16 +71,15 @@ def train_rank(run: Run, comm: Comm, watchdog: Watchdog) -> None:
     config = run.experiment.score.train
     before = FlatGradients(comm)
     _listen(before)
-    if not run_pilot(run, comm, watchdog, before):
-        if comm.rank == 0:
-            print("asked to stop in the pilot: it will begin again", flush=True)
+    whitening = find_units(run, comm, watchdog, before)
+    if whitening is None:
         return
     gradients = FlatGradients(comm)
     _listen(gradients)
     gradients.asked |= before.asked
     trainer = Trainer(
         training_source(run),
-        load_whitening(run),
+        whitening,
         config=run.experiment.score,
         seed=run.experiment.seed,
         gradients=gradients,
