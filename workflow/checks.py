@@ -58,7 +58,8 @@ def _check_probes(run: Run) -> None:
     response = run.experiment.response
     system = run.system if run.experiment.system is not None else None
     build_observables(response.observables, run.saved, None)
-    build_perturbations(response.perturbations, run.saved, system=system, where=run.folder)
+    kicked = build_perturbations(response.perturbations, run.saved, system=system, where=run.folder)
+    refuse_driven(kicked, run.saved, key="response.perturbations")
 
 
 def _check_times(run: Run) -> None:
@@ -142,16 +143,13 @@ def _check_given(run: Run) -> None:
     e, saved = run.experiment, run.saved
     if not saved.given:
         return
-    names = ", ".join(field.name for field in saved.given)
     if e.sample is not None:
         refuse_given(saved, "sample")
     if "kgmm" in {*e.response.estimators, e.score.estimator}:
         raise UserError(
-            f"score.estimator=kgmm: clusters know no score given {names}; use neural or gaussian"
+            f"score.estimator=kgmm: clusters know no score given {saved.given_names}; use neural "
+            "or gaussian"
         )
-    system = run.system if e.system is not None else None
-    channels = build_perturbations(e.response.perturbations, saved, system=system, where=run.folder)
-    refuse_driven(channels, saved, key="response.perturbations")
 
 
 def refuse_given(saved: Saved, what: str) -> None:
@@ -161,10 +159,10 @@ def refuse_given(saved: Saved, what: str) -> None:
         UserError: there are given fields.
     """
     if saved.given:
-        names = ", ".join(field.name for field in saved.given)
         raise UserError(
-            f"{what}: the learned score is that of fields given {names}, of which there are no "
-            "samples; leave samples out, or take the score of all fields without 'given'"
+            f"{what}: the learned score is that of fields given {saved.given_names}, of which "
+            "there are no samples; leave samples out, or take the score of all fields without "
+            "'given'"
         )
 
 

@@ -77,6 +77,11 @@ class Saved:
         return self.fields + self.given
 
     @property
+    def given_names(self) -> str:
+        """Names of the given fields, as messages tell them."""
+        return ", ".join(field.name for field in self.given)
+
+    @property
     def numbers(self) -> int:
         """Numbers in the fields of a snapshot."""
         return len(self.fields) * math.prod(self.shape)

@@ -220,8 +220,9 @@ def _description(data: DataConfig, decided: dict[str, Any], saved: Saved) -> str
     named: dict[Any, str] = dict(data.dims)
     sizes = [f"{n} '{named[a]}'" for a, n in zip(axes, found.shape, strict=True)]
     parts.append(f"places {' x '.join(sizes)}" if sizes else "no space")
-    names, given = (", ".join(f.name for f in some) for some in (saved.fields, saved.given))
-    return f"data: {names}{f', given {given}' if given else ''}: {'; '.join(parts)}"
+    names = ", ".join(field.name for field in saved.fields)
+    told = f", given {saved.given_names}" if saved.given else ""
+    return f"data: {names}{told}: {'; '.join(parts)}"
 
 
 def _choose_estimator(content: dict[str, Any], saved: Saved, old: dict[str, Any]) -> str:

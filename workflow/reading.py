@@ -15,8 +15,8 @@ from workflow.config import DataConfig
 from workflow.interfaces import MEMBER, TIME, Saved, System, UserError
 from workflow.recorded import EVEN, arrange, block_of, saved_of
 from workflow.responses.probes import Statistics, guarded
-from workflow.scores.closed_form import ExactScore, fit_gaussian, refuse_dense
-from workflow.scores.conditional import ConditionalExact, ConditionalGaussian
+from workflow.scores.closed_form import fit_gaussian, refuse_dense
+from workflow.scores.conditional import exact_score, gaussian_score
 from workflow.scores.kgmm import KGMM, refuse_sizes
 
 Score = Callable[[Tensor], Tensor]
@@ -124,13 +124,12 @@ def score_of(
     if one == "gaussian":
         told = len(saved.given)
         found = fit_gaussian(reader.snapshots, homogeneous=saved.homogeneous, given=told)
-        return ConditionalGaussian(found) if told else found, None
+        return gaussian_score(found), None
     if one == "kgmm" and not saved.given:
         return KGMM.fit(reader.snapshots, seed=seed), None
     if one == "exact" and system is not None:
-        exact, known = ExactScore(system), config.variables
-        rows = tuple(known.index(field.name) for field in saved.all_fields)
-        return ConditionalExact(exact, rows, reader.fields) if saved.given else exact, None
+        rows = [config.variables.index(field.name) for field in saved.all_fields]
+        return exact_score(system, rows, reader.fields), None
     raise _no_score(one, saved)
 
 
@@ -195,8 +194,9 @@ def _of_fields(reader: Reader) -> DataConfig:
 
 def _no_score(one: object, saved: Saved) -> UserError:
     if one == "kgmm":
-        given = ", ".join(field.name for field in saved.given)
-        return UserError(f"score='kgmm': clusters know no score given {given}; use 'gaussian'")
+        return UserError(
+            f"score='kgmm': clusters know no score given {saved.given_names}; use 'gaussian'"
+        )
     return UserError(
         f"score={one!r}: give 'gaussian', 'kgmm', 'exact' with a system, a function or a Dataset"
     )

@@ -50,6 +50,15 @@ def plain():
     return x, -(x[:, :2] - x[:, 2:] @ gain.T) @ torch.linalg.inv(left)
 
 
+def untrained(gaussian):
+    """A network with parameters that nothing has chosen."""
+    model = WhitenedScore(gaussian, ScoreConfig.model_validate(SMALL)).double()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
 def relative_square(found, exact):
     return float((found - exact).square().sum() / exact.square().sum())
 
@@ -113,10 +122,7 @@ def test_a_settled_network_obeys_both_identities(homogeneous, still):
     if still:
         x[:, 1:] = torch.fft.irfft2(torch.fft.rfft2(x[:, 1:])[..., :3], s=(8, 8))
     gaussian = fit_gaussian(x, homogeneous=True, given=2)
-    model = WhitenedScore(gaussian, ScoreConfig.model_validate(SMALL)).double()
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    model = untrained(gaussian)
     with torch.no_grad():
         s = NeuralScore(settled(model, x))(x)
     mean = torch.cat([gaussian.mean, gaussian.joint.mean[1:]])
@@ -132,10 +138,7 @@ def test_given_fields_may_follow_from_each_other():
     one, _ = waves(1000)
     x = torch.cat([one[:, :2], 2 * one[:, 1:2]], dim=1)
     gaussian = fit_gaussian(x, homogeneous=True, given=2)
-    model = WhitenedScore(gaussian, ScoreConfig.model_validate(SMALL)).double()
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
+    model = untrained(gaussian)
     with torch.no_grad():
         found = settled(model, x)
         s = NeuralScore(found)(x)

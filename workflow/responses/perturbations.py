@@ -74,10 +74,10 @@ def refuse_driven(many: Sequence[Perturbation], saved: Saved, *, key: str) -> No
     """
     driven = [one.name for one in many if one.conjugate is not None]
     if driven and saved.given:
-        names = ", ".join(field.name for field in saved.given)
         raise UserError(
-            f"{key} has '{driven[0]}', which depends on the state; scores given {names} answer "
-            "kicks of fixed directions only: remove it, or take the score of all fields"
+            f"{key} has '{driven[0]}', which depends on the state; scores given "
+            f"{saved.given_names} answer kicks of fixed directions only: remove it, or take the "
+            "score of all fields"
         )
 
 

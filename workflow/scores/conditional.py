@@ -9,11 +9,13 @@ A snapshot `(batch, field + given, *shape)` has x first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from workflow.interfaces import System
 from workflow.scores.closed_form import ExactScore, Gaussian
 
 
@@ -74,16 +76,12 @@ class ConditionalGaussian:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Score `(batch, field, *shape)`, 1 / units of x, from `(batch, field + given, *shape)`."""
-        joint = self.gaussian.joint
-        return self.gaussian(x) if joint is None else joint(x)[:, : self._fields]
+        assert self.gaussian.joint is not None
+        return self.gaussian.joint(x)[:, : len(self.gaussian.mean)]
 
     def beyond(self, x: Tensor, given: Tensor) -> Tensor:
         """What it adds to the Gaussian score of x alone, `(batch, field, *shape)`."""
         return self(torch.cat([x, given], dim=1)) - self.gaussian(x)
-
-    @property
-    def _fields(self) -> int:
-        return len(self.gaussian.mean)
 
 
 @dataclass(frozen=True)
@@ -105,3 +103,18 @@ class ConditionalExact:
         ordered = torch.empty_like(x)
         ordered[:, list(self.rows)] = x
         return self.exact(ordered)[:, list(self.rows[: self.fields])]
+
+
+def gaussian_score(gaussian: Gaussian) -> Gaussian | ConditionalGaussian:
+    """The Gaussian score of snapshots: conditional where something is given."""
+    return gaussian if gaussian.joint is None else ConditionalGaussian(gaussian)
+
+
+def exact_score(system: System, rows: Sequence[int], fields: int) -> ExactScore | ConditionalExact:
+    """The exact score of snapshots: conditional where there are more rows than fields.
+
+    Raises:
+        UserError: the system has none.
+    """
+    exact = ExactScore(system)
+    return ConditionalExact(exact, tuple(rows), fields) if len(rows) > fields else exact

@@ -79,7 +79,9 @@ class LocalNetwork(nn.Module):
         out = self.leave(nn.functional.silu(h)).to(whitened.dtype)
         white, local = out.split(self.answers, dim=1)
         if self.linear is not None:
-            white = white + self.linear(torch.cat([whitened, *more], dim=1))
+            # A concatenation of one is a copy.
+            seen = torch.cat([whitened, *more], dim=1) if more else whitened
+            white = white + self.linear(seen)
         return white, local
 
 

@@ -80,14 +80,17 @@ class WhitenedScore(nn.Module):
         scale = self._scale.to(state.dtype)
         physical = self._by_block(self.whitening.colour, seen)
         each = scale.repeat(self.process.states, *[1] * (scale.ndim - 1))
-        views = [physical / each, *(self._by_block(view, physical) for view in self.views)]
+        local_views = physical / each
+        if self.views:
+            more_views = [self._by_block(view, physical) for view in self.views]
+            local_views = torch.cat([local_views, *more_views], dim=1)
         more = None
         if given is not None and self.standardised is not None:
             given = given.repeat(len(state) // len(given), *[1] * (given.ndim - 1)).to(state.dtype)
             more = self.standardised(given)
         # Fourier transforms and dense whitenings have no place in half precision.
         with torch.autocast(state.device.type, self.compute, enabled=self.compute is not None):
-            white, local = self.network(seen, torch.cat(views, dim=1), condition, more)
+            white, local = self.network(seen, local_views, condition, more)
         white, local = white.to(state.dtype), local.to(state.dtype)
         if self.potential is not None:
             # In place of the Gaussian: an untrained network has the score of the potential.

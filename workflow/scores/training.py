@@ -186,11 +186,7 @@ class Trainer:
         self.average = {k: v.detach().clone() for k, v in self.model.named_parameters()}
         if isinstance(snapshots, Tensor):
             snapshots = Held(_on_device(snapshots, self.device))
-        pairs, rank, ranks = (
-            config.train.global_batch // 2,
-            self.gradients.rank,
-            self.gradients.size,
-        )
+        pairs, rank, ranks = self.pairs, self.gradients.rank, self.gradients.size
         share = range(rank * pairs // ranks, (rank + 1) * pairs // ranks)
         process = self.model.process
         self._batches = Batches(

@@ -28,8 +28,8 @@ from workflow.responses.perturbations import build_perturbations
 from workflow.responses.probes import Statistics
 from workflow.rivals import rivals_of
 from workflow.runs import INFORMATION, Run
-from workflow.scores.closed_form import ExactScore, Gaussian, gaussian_from
-from workflow.scores.conditional import ConditionalExact, ConditionalGaussian
+from workflow.scores.closed_form import Gaussian, gaussian_from
+from workflow.scores.conditional import exact_score, gaussian_score
 from workflow.scores.devices import compute_device
 from workflow.scores.extrapolation import Extrapolated
 from workflow.scores.kgmm import KGMM
@@ -214,9 +214,7 @@ def load_estimator(run: Run, name: str, *, device: str = "cpu") -> ScoreEstimato
         MachineError: not trained yet, or damaged.
     """
     if name == "exact":
-        exact, saved = ExactScore(run.system), run.saved
-        rows = tuple(run.rows)
-        return ConditionalExact(exact, rows, len(saved.fields)) if saved.given else exact
+        return exact_score(run.system, run.rows, len(run.saved.fields))
     if name in run.experiment.score.rivals:
         run, name = rivals_of(run)[name], "neural"
     return _load_estimator(str(run.folder), name, device, run.ledger("train").stamp)
@@ -227,7 +225,7 @@ def _load_estimator(folder: str, name: str, device: str, _stamp: int) -> ScoreEs
     run = load_run(folder, Path("."))
     whitening = load_whitening(run)
     if name == "gaussian":
-        return ConditionalGaussian(whitening) if run.saved.given else whitening
+        return gaussian_score(whitening)
     block = run.trained_block(name)
     content = load_checked(run, "train", block, f"score/{block}.pt")
     if name == "kgmm":

@@ -98,10 +98,8 @@ def _trained(run: Run, trainer: Trainer, comm: Comm, watchdog: Watchdog) -> bool
 def _measured(trainer: Trainer, comm: Comm, watchdog: Watchdog) -> torch.Tensor:
     """J from the batches that would come next, each rank its share of them."""
     model, sums = trainer.averaged(), torch.zeros(())
-    pairs = trainer.pairs
-    for step in range(trainer.step, trainer.step + math.ceil(MEASURED / pairs)):
+    for step in range(trainer.step, trainer.step + math.ceil(MEASURED / trainer.pairs)):
         sums = sums + information_sums(model, trainer.batch(step))
         watchdog.beat()
-    flat = sums.flatten()
-    comm.allreduce_sum(flat)
-    return information_of(flat.reshape(sums.shape), model)
+    comm.allreduce_sum(sums)
+    return information_of(sums, model)
