@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from workflow.loading import load_run
-from workflow.stages.data import load_estimator, read_ensemble, read_scores
+from workflow.stages.data import load_estimator, read_scores, read_snapshots
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,9 +46,23 @@ def test_a_run_trains_and_scores_on_the_gpu(tmp_path, ranks, request):
     assert done.returncode == 0, done.stderr + done.stdout
     again = run_all(tmp_path, f"score.train.ranks={ranks}")
     assert again.returncode == 0, again.stderr + again.stdout
-    run = load_run(str(tmp_path / "small"), tmp_path)
+    assert_scores_are_those_of_the_cpu(tmp_path)
+
+
+def test_a_conditional_score_trains_on_the_gpu(tmp_path):
+    """Vorticity given its forcing, a network that sees the flow, units of noise from a pilot."""
+    forced = ["system={kind: navier_stokes, grid: 16, save_forcing: true}"]
+    forced += ["score.network.views=[velocity]", "score.train.pilot=0.3"]
+    done = run_all(tmp_path, "score.train.ranks=1", "score.train.precision=bf16", *forced)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert_scores_are_those_of_the_cpu(tmp_path)
+
+
+def assert_scores_are_those_of_the_cpu(folder):
+    """Those that are stored, of the run in `folder`, to 1e-4."""
+    run = load_run(str(folder / "small"), folder)
     members, times = run.groups[0], run.segment_times(0)
-    x = torch.from_numpy(read_ensemble(run, members, times)).flatten(0, 1)
+    x = torch.from_numpy(read_snapshots(run, members, times)).flatten(0, 1)
     stored = torch.from_numpy(read_scores(run, "neural", members, times)).flatten(0, 1)
     with torch.no_grad():
         found = load_estimator(run, "neural")(x)

@@ -70,19 +70,26 @@ class LocalNetwork(nn.Module):
         standard deviations.
         """
         more = [] if given is None else [given]
-        h = self.enter(torch.cat([whitened, physical, *more], dim=1))
+        h = self.enter(_laid_out(torch.cat([whitened, physical, *more], dim=1)))
         if self.places is not None:
             h = h + self.places
         for block in self.blocks:
             h = block(h, condition)
         # Fourier transforms have no half precision.
-        out = self.leave(nn.functional.silu(h)).to(whitened.dtype)
+        out = self.leave(nn.functional.silu(h)).to(whitened.dtype).contiguous()
         white, local = out.split(self.answers, dim=1)
         if self.linear is not None:
             # A concatenation of one is a copy.
             seen = torch.cat([whitened, *more], dim=1) if more else whitened
             white = white + self.linear(seen)
         return white, local
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """Channels last where tensor cores convolve half precision: else each convolution copies."""
+    if x.ndim == 4 and x.is_cuda and torch.is_autocast_enabled("cuda"):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 NETWORKS = {"local": LocalNetwork}
