@@ -15,6 +15,10 @@ DIRECT_LAYOUT = 2
 """Of `perturbed.zarr`; one of another is made again: 2 has the moments of its pairs."""
 
 
+VIEWS = 2
+"""Of networks with views: 2 settle what these say beside the fields."""
+
+
 def key_of(run: Run, stage: str) -> str:
     """Hash of everything a stage's product depends on.
 
@@ -38,6 +42,7 @@ def key_of(run: Run, stage: str) -> str:
         asked = (e["direct"], response["max_lag"], probes, DIRECT_LAYOUT)
         return digest([*content, whole, *asked])
     content += [e["score"], whole["members"], run.training_times]
+    content += [VIEWS] if run.experiment.score.network.views else []
     if stage in ("evaluate", "respond", "constants", "checks"):
         content.append(response["estimators"])
         content += [rivals] if rivals else []

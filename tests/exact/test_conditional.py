@@ -114,7 +114,7 @@ def test_a_fit_survives_its_tensors(homogeneous):
 
 @pytest.mark.parametrize("still", [False, True])
 def test_a_settled_network_obeys_both_identities(homogeneous, still):
-    """-< x s^+ > = 1 and < y s^+ > = 0 at every wavenumber, whatever its other parameters are.
+    """-< x s^+ > = 1, < y s^+ > = 0 and < s > = 0, whatever its other parameters are.
 
     Also where waves of a given field never vary.
     """
@@ -131,6 +131,7 @@ def test_a_settled_network_obeys_both_identities(homogeneous, still):
     expected = torch.zeros_like(stein)
     expected[0, 0] = 1
     assert torch.allclose(stein, expected, atol=1e-6)
+    assert float(s.mean().abs()) < 1e-7
 
 
 def test_given_fields_may_follow_from_each_other():

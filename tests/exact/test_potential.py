@@ -138,7 +138,7 @@ def test_an_untrained_network_is_the_score_of_the_potential():
 
 
 def test_a_settled_network_obeys_the_stein_identity(skewed):
-    """Whatever its other parameters are: -< x~ s~^+ > = 1 at every wavenumber, to rounding."""
+    """Whatever else it has learned: -< x~ s~^+ > = 1 at every wavenumber, <s~> = 0, to rounding."""
     gaussian = fit_gaussian(skewed, homogeneous=True)
     model = WhitenedScore(gaussian, ScoreConfig.model_validate(SMALL)).double()
     torch.manual_seed(0)
@@ -150,6 +150,7 @@ def test_a_settled_network_obeys_the_stein_identity(skewed):
     x, s = (torch.fft.rfftn(v, dim=(2, 3)) for v in white)
     stein = -torch.einsum("bfyx,bgyx->yxfg", s, x.conj()) / (len(x) * 48)
     assert torch.allclose(stein, torch.eye(2, dtype=stein.dtype).expand_as(stein), atol=1e-7)
+    assert white[1].mean((0, 2, 3)).abs().max() < 1e-7
 
 
 def test_a_settled_network_survives_its_tensors(skewed):

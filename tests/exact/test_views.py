@@ -8,7 +8,7 @@ from workflow.config import ScoreConfig
 from workflow.interfaces import UserError
 from workflow.opening import open_run
 from workflow.scores.closed_form import SpectralGaussian, fit_gaussian
-from workflow.scores.neural import NeuralScore, WhitenedScore
+from workflow.scores.neural import NeuralScore, WhitenedScore, settled
 from workflow.scores.training import Trainer
 from workflow.scores.views import Velocity
 
@@ -59,6 +59,55 @@ def test_every_field_has_a_flow_of_its_own():
         one = zeta[:, field : field + 1]
         alone = Velocity(SpectralGaussian.fit(one))(one)
         assert torch.allclose(both[:, 2 * field : 2 * field + 2], alone, atol=1e-6)
+
+
+def test_advection_by_hand():
+    """Of zeta = a sin(x) + b cos(2 y): u . grad zeta = 3/2 a b cos(x) sin(2 y), in other units."""
+    y, x = torch.meshgrid(*[torch.arange(8).double() * (torch.pi / 4)] * 2, indexing="ij")
+    sizes = ((1.0, 0.5), (0.3, 2.0))
+    zeta = torch.stack([a * x.sin() + b * (2 * y).cos() for a, b in sizes])[:, None]
+    found = Velocity(SpectralGaussian.fit(zeta)).advection(zeta)[:, 0]
+    expected = torch.stack([1.5 * a * b * x.cos() * (2 * y).sin() for a, b in sizes])
+    units = float((found * expected).sum() / expected.square().sum())
+    assert units > 0.1
+    assert torch.allclose(found, units * expected, atol=1e-5)
+
+
+def test_no_wave_of_the_advection_depends_on_the_same_wave_of_the_field():
+    """The mean over places of its Jacobian, Fourier transformed: 0, so < s a^+ > = 0."""
+    x = normals(3, 1, 1, 8, 6)
+    view = Velocity(SpectralGaussian.fit(normals(4, 50, 1, 8, 6))).double()
+    jacobian = torch.func.jacrev(view.advection)(x)[0, 0, :, :, 0, 0]
+    places = [(j, i) for j in range(8) for i in range(6)]
+    mean = sum(jacobian[:, :, j, i].roll((-j, -i), (0, 1)) for j, i in places) / 48
+    assert float(jacobian.abs().max()) > 0.1
+    assert float(torch.fft.fft2(mean).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("sigma", [1e-3, 0.3])
+def test_a_settled_network_obeys_the_identities_of_the_flow(sigma):
+    """< s (u . grad x)^+ > = 0 beside -< x s^+ > = 1, whatever else it has learned."""
+    x = smooth(500, 8, 8)
+    x = x + 0.5 * x.roll(1, -1) * x.roll(1, -2)
+    gaussian = fit_gaussian(x, homogeneous=True)
+    process = {"process": {"sigma_min": sigma, "sigma_max": sigma}}
+    model = WhitenedScore(gaussian, ScoreConfig.model_validate({**CONFIG, **process})).double()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    with torch.no_grad():
+        before, after = (NeuralScore(m)(x) for m in (model, settled(model, x)))
+    carried = model.views[0].advection(x - gaussian.mean.reshape(-1, 1, 1))
+
+    def products(s, other):
+        left, right = torch.fft.rfft2(s), torch.fft.rfft2(other)
+        return (left * right.conj()).mean(0) / 64
+
+    assert float(products(before, carried).abs().max()) > 0.01
+    assert float(products(after, carried).abs().max()) < 1e-5
+    if sigma < 0.1:  # the score of what training starts from is that of the noised density
+        one = -products(after, x - gaussian.mean.reshape(-1, 1, 1))
+        assert torch.allclose(one, torch.ones_like(one), atol=1e-4)
 
 
 def test_a_network_with_views_starts_from_the_same_score_and_learns():

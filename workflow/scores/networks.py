@@ -32,6 +32,7 @@ class LocalNetwork(nn.Module):
         linear: whether there is a linear map, one for all noise levels.
         views: fields that are seen beside each physical one.
         given: fields it is told of beside those of the data.
+        carried: fields that only the linear map sees.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class LocalNetwork(nn.Module):
         linear: bool = True,
         views: int = 0,
         given: int = 0,
+        carried: int = 0,
     ) -> None:
         super().__init__()
         self.answers, dim, channels = fields * heads, len(shape), config.channels
@@ -59,10 +61,16 @@ class LocalNetwork(nn.Module):
         for parameter in self.leave.parameters():
             nn.init.zeros_(parameter)
         solved = linear and homogeneous and bool(shape)
-        self.linear = SpectralLinear(fields + given, fields, shape) if solved else None
+        inputs = fields + given + carried
+        self.linear = SpectralLinear(inputs, fields, shape) if solved else None
 
     def forward(
-        self, whitened: Tensor, physical: Tensor, condition: Tensor, given: Tensor | None = None
+        self,
+        whitened: Tensor,
+        physical: Tensor,
+        condition: Tensor,
+        given: Tensor | None = None,
+        carried: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Two answers `(batch, head * field, *shape)` from two views and a condition `(batch,)`.
 
@@ -79,6 +87,8 @@ class LocalNetwork(nn.Module):
         out = self.leave(nn.functional.silu(h)).to(whitened.dtype).contiguous()
         white, local = out.split(self.answers, dim=1)
         if self.linear is not None:
+            if carried is not None:
+                more.append(carried)
             # A concatenation of one is a copy.
             seen = torch.cat([whitened, *more], dim=1) if more else whitened
             white = white + self.linear(seen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from workflow.scores.closed_form import Gaussian, SpectralGaussian
 from workflow.scores.conditional import ConditionalGaussian, Standardised, given_fields, split
 from workflow.scores.covariance import SPECTRUM_FLOOR
 from workflow.scores.networks import NETWORKS
-from workflow.scores.views import views_of
+from workflow.scores.views import Velocity, views_of
 
 
 class WhitenedScore(nn.Module):
@@ -52,6 +53,7 @@ class WhitenedScore(nn.Module):
             linear=narrow,
             views=2 * len(self.views),
             given=given_fields(whitening),
+            carried=len(self.views) * len(whitening.mean),
         )
         # Per field: fields can have units of any size.
         scale = whitening.pixel_variance.sqrt().float()
@@ -80,7 +82,7 @@ class WhitenedScore(nn.Module):
         scale = self._scale.to(state.dtype)
         physical = self._by_block(self.whitening.colour, seen)
         each = scale.repeat(self.process.states, *[1] * (scale.ndim - 1))
-        local_views = physical / each
+        local_views, carried = physical / each, self.carried(physical)
         if self.views:
             more_views = [self._by_block(view, physical) for view in self.views]
             local_views = torch.cat([local_views, *more_views], dim=1)
@@ -90,7 +92,7 @@ class WhitenedScore(nn.Module):
             more = self.standardised(given)
         # Fourier transforms and dense whitenings have no place in half precision.
         with torch.autocast(state.device.type, self.compute, enabled=self.compute is not None):
-            white, local = self.network(seen, local_views, condition, more)
+            white, local = self.network(seen, local_views, condition, more, carried)
         white, local = white.to(state.dtype), local.to(state.dtype)
         if self.potential is not None:
             # In place of the Gaussian: an untrained network has the score of the potential.
@@ -101,6 +103,14 @@ class WhitenedScore(nn.Module):
         each = scale.repeat(len(self.process.heads), *[1] * (scale.ndim - 1))
         output = white + self._by_block(self.whitening.score_to_white, local / each)
         return self.process.interpret(output, state, sigma)
+
+    def carried(self, physical: Tensor) -> Tensor | None:
+        """What the linear map, if there is one, sees of the views: the advection of the fields."""
+        if self.network.linear is None or not self.views:
+            return None
+        (view,) = self.views
+        assert isinstance(view, Velocity)
+        return view.advection(physical)
 
     def _beyond(self, x: Tensor, given: Tensor) -> Tensor:
         """What the Gaussian conditional score adds to that of the fields alone, whitened."""
@@ -164,7 +174,10 @@ def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
     wells far apart, a linear term far too small for the loss to see is a large part of the
     response. Unlike a division by the Stein matrix, this leaves alone what is right in the score,
     and only the small difference s~ - s~_0 is averaged, over few snapshots. What is given, y,
-    stands beside x~ in the same system, with -<s~ y^+> = 0.
+    stands beside x~ in the same system, with -<s~ y^+> = 0; so does u . grad x where the network
+    sees the flow. This is most of how turbulence moves, x(t) = x - t u . grad x + ...: to first
+    order in t no response is wrong any more by what the network has learned wrongly. Likewise
+    <s~> = 0: s~_0 obeys it, so the mean of the difference is taken out.
 
     Args:
         model: with a linear map; without one, as without space, nothing changes.
@@ -175,37 +188,46 @@ def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
     if linear is None:
         return model
     level = linear.weight.new_tensor([model.process.sigma_min])
-    wrong = squares = torch.zeros((), device=level.device)
-    fields = len(model.whitening.mean)
+    wrong = squares = mean = torch.zeros((), device=level.device)
+    fields, points = len(model.whitening.mean), math.prod(x.shape[2:])
+    inputs = linear.weight.shape[2]
+    seen = x[:: -(-len(x) // (SETTLING * (inputs // fields)))]
     with torch.no_grad():
-        for part in x[:: -(-len(x) // SETTLING)].split(256):
+        for part in seen.split(256):
             added, white, score, more = _on_data(model, part.to(level.device).double(), level)
             both = white if more is None else torch.cat([white, more], dim=1)
             errors = [torch.einsum("bf...,bg...->...fg", added, white.conj())]
             if more is not None:
                 errors.append(torch.einsum("bf...,bg...->...fg", score, more.conj()))
             wrong = wrong + torch.cat(errors, dim=-1)
+            mean = mean + added.flatten(2)[:, :, 0].real.sum(0) / math.sqrt(points)
             squares = squares + torch.einsum("bf...,bg...->...fg", both, both.conj())
-        # What the network is told it sees as it is, x~ in units of order 1.
-        total = (1 + level.double() ** 2).repeat(squares.shape[-1])
-        total[fields:].sqrt_()
+        # x~ is scaled to order 1 before it is seen, twice in advection, and what is given is not.
+        carried = len(model.views) * fields
+        powers = [1.0] * fields + [0.5] * (inputs - fields - carried) + [1.5] * carried
+        total = (1 + level.double() ** 2) ** squares.new_tensor(powers).real
         inverse = torch.linalg.inv(squares) if len(total) == fields else _inverse(squares)
-        change = -wrong @ inverse * total
-        change = change.movedim((-2, -1), (0, 1))
+        change = (-wrong @ inverse * total).movedim((-2, -1), (0, 1))
+        constant = -mean / len(seen) * total[:fields].sqrt()
         linear.weight += torch.stack([change.real, change.imag]).to(linear.weight)
+        bias = model.network.get_parameter("leave.conv.bias")
+        bias[:fields] += constant.to(bias)
     return model
 
 
 def _on_data(
     model: WhitenedScore, x: Tensor, level: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Modes of s~ - s~_0, x~, s~ and of what is given, of snapshots in float64."""
+    """Modes of s~ - s~_0, x~, s~ and of what the map sees beside x~, of float64 snapshots."""
     axes = tuple(range(2, x.ndim))
     fields, given = split(model.whitening, x)
-    white, more = model.whitening.whiten(fields), None
+    white, told = model.whitening.whiten(fields), list[Tensor]()
     if given is not None and model.standardised is not None:
-        more = torch.fft.rfftn(model.standardised(given), dim=axes, norm="ortho")
+        told.append(model.standardised(given))
         given = given.to(level.dtype)
+    carried = model.carried(model.whitening.colour(white))
+    told += [] if carried is None else [carried]
+    more = torch.fft.rfftn(torch.cat(told, dim=1), dim=axes, norm="ortho") if told else None
     score = model(white.to(level.dtype), level, given)
     added = score - model.beginning(white.to(level.dtype), given)
     modes = (torch.fft.rfftn(v.double(), dim=axes, norm="ortho") for v in (added, white, score))
@@ -229,7 +251,7 @@ DEPENDENT = 1e-6
 
 
 SETTLING = 8192
-"""Most snapshots that settle the linear map, evenly chosen."""
+"""Most snapshots that settle the linear map for each of its inputs, evenly chosen."""
 
 
 def with_parameters(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ class Velocity(nn.Module):
     """
 
     symbol: Tensor
+    gradient: Tensor
 
     def __init__(self, whitening: SpectralGaussian) -> None:
         super().__init__()
@@ -32,17 +34,35 @@ class Velocity(nn.Module):
         square = ky[:, None] ** 2 + kx**2
         inverse = torch.where(square > 0, 1 / square.where(square > 0, torch.ones(())), 0.0)
         symbol = torch.stack([1j * ky[:, None] * inverse, -1j * kx * inverse])
+        slope = 2j * math.pi * torch.stack([kx.expand_as(square), ky[:, None].expand_as(square)])
         spread = []
         for field in range(len(whitening.mean)):
             power = whitening.spectrum[field, field].real.cpu() * symbol.abs().square()
             spread.append(torch.fft.irfft2(power, s=whitening.shape)[:, 0, 0].sqrt())
-        scaled = symbol / torch.stack(spread)[..., None, None]
-        self.register_buffer("symbol", scaled.to(torch.complex64), persistent=False)
+        each = torch.stack(spread)[..., None, None]
+        self.register_buffer("symbol", (symbol / each).to(torch.complex64), persistent=False)
+        # Components have spreads of their own; those of a product must have one.
+        whole = each.square().mean(1, keepdim=True).sqrt()
+        gradient = slope * each / whole / whitening.pixel_variance.cpu().sqrt()[:, None, None, None]
+        self.register_buffer("gradient", gradient.to(torch.complex64), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, field, y, x)` less its mean -> `(batch, 2 * field, y, x)`."""
-        modes = torch.fft.rfft2(x)[:, :, None] * self.symbol.to(x.dtype.to_complex())
-        return torch.fft.irfft2(modes, s=x.shape[2:]).flatten(1, 2)
+        return self._filtered(x, self.symbol).flatten(1, 2)
+
+    def advection(self, x: Tensor) -> Tensor:
+        """u . grad zeta, `(batch, field, y, x)`, of a field less its mean; lengths in pixels.
+
+        Wave k of it is made of pairs of other waves: d(u . grad zeta)_k / d zeta_k = 0. So the
+        true score, whatever the flow, obeys < s (u . grad zeta)^+ > = 0 at every wavenumber.
+        """
+        return (self._filtered(x, self.symbol) * self._filtered(x, self.gradient)).sum(2)
+
+    @staticmethod
+    def _filtered(x: Tensor, symbols: Tensor) -> Tensor:
+        """`(batch, field, 2, y, x)`."""
+        modes = torch.fft.rfft2(x)[:, :, None] * symbols.to(x.dtype.to_complex())
+        return torch.fft.irfft2(modes, s=x.shape[2:])
 
 
 VIEWS = {"velocity": Velocity}

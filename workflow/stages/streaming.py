@@ -61,6 +61,10 @@ class Streamed:
         self._reader = ThreadPoolExecutor(1, "blocks")
         self._lanes: dict[int, _Lane] = {}
 
+    def anew(self) -> Streamed:
+        """The same from the first step on."""
+        return Streamed(self._sizes, self._read, shape=self.shape, seed=self._seed)
+
     def take(self, step: int, share: range, pairs: int, place: np.ndarray) -> Tensor:
         """Snapshots of a step at uniform places `(pair,)` in [0, 1) of their lanes' blocks.
 

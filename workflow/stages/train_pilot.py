@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from hpc.comm import Comm, Watchdog
 from hpc.gradients import FlatGradients
@@ -15,7 +16,7 @@ from workflow.scores.devices import compute_device
 from workflow.scores.information import information_of, information_sums
 from workflow.scores.training import Trainer
 from workflow.stages.data import load_checked, load_whitening, save_tensors
-from workflow.stages.streaming import training_source
+from workflow.stages.streaming import Streamed
 
 MEASURED = 2048
 """Snapshots that the Fisher information is measured on: to 2 % of each mode."""
@@ -28,11 +29,22 @@ CHECKPOINT = "pilot"
 
 
 def find_units(
-    run: Run, comm: Comm, watchdog: Watchdog, gradients: FlatGradients
+    run: Run,
+    comm: Comm,
+    watchdog: Watchdog,
+    gradients: FlatGradients,
+    source: Tensor | Streamed,
 ) -> Gaussian | None:
     """The whitening with its units of noise, measured where a pilot is asked for.
 
     What the pilot has learned is forgotten, as its units were wrong.
+
+    Args:
+        run: the run.
+        comm: the ranks.
+        watchdog: told of every step.
+        gradients: of the pilot.
+        source: training snapshots, none of which has been asked for yet.
 
     Returns:
         The same on all ranks; None when asked to stop: the same command goes on.
@@ -44,7 +56,8 @@ def find_units(
     # One rank looks for all: listings of a shared folder need not agree.
     information = comm.bcast(whitening.information)
     if information is None:
-        trainer = _trainer(run, comm, replace(whitening, information=None), gradients)
+        whitening = replace(whitening, information=None)
+        trainer = _trainer(run, comm, whitening, gradients, source)
         if comm.bcast(CHECKPOINT in run.ledger("train").done()):
             trainer.restore(load_checked(run, "train", CHECKPOINT, f"score/{CHECKPOINT}.pt"))
         if not _trained(run, trainer, comm, watchdog):
@@ -67,12 +80,16 @@ def find_units(
 
 
 def _trainer(
-    run: Run, comm: Comm, whitening: SpectralGaussian, gradients: FlatGradients
+    run: Run,
+    comm: Comm,
+    whitening: SpectralGaussian,
+    gradients: FlatGradients,
+    source: Tensor | Streamed,
 ) -> Trainer:
     score = run.experiment.score
     train = score.train.model_copy(update={"steps": run.pilot_steps})
     return Trainer(
-        training_source(run),
+        source,
         whitening,
         config=score.model_copy(update={"train": train}),
         seed=run.experiment.seed,
@@ -95,7 +112,7 @@ def _trained(run: Run, trainer: Trainer, comm: Comm, watchdog: Watchdog) -> bool
     return True
 
 
-def _measured(trainer: Trainer, comm: Comm, watchdog: Watchdog) -> torch.Tensor:
+def _measured(trainer: Trainer, comm: Comm, watchdog: Watchdog) -> Tensor:
     """J from the batches that would come next, each rank its share of them."""
     model, sums = trainer.averaged(), torch.zeros(())
     for step in range(trainer.step, trainer.step + math.ceil(MEASURED / trainer.pairs)):

@@ -71,14 +71,15 @@ def train_rank(run: Run, comm: Comm, watchdog: Watchdog) -> None:
     config = run.experiment.score.train
     before = FlatGradients(comm)
     _listen(before)
-    whitening = find_units(run, comm, watchdog, before)
+    source = training_source(run)
+    whitening = find_units(run, comm, watchdog, before, source)
     if whitening is None:
         return
     gradients = FlatGradients(comm)
     _listen(gradients)
     gradients.asked |= before.asked
     trainer = Trainer(
-        training_source(run),
+        source if isinstance(source, torch.Tensor) else source.anew(),
         whitening,
         config=run.experiment.score,
         seed=run.experiment.seed,
