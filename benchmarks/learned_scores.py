@@ -6,8 +6,8 @@
     python benchmarks/learned_scores.py report --work DIR
 
 `--scale 0.02 --grid 16` makes everything small enough for a quick trial. Each part writes what it
-has found as it goes, one JSON line a training, so a part that is stopped leaves what it had. Only
-the science rooms are used, no Dask and no Zarr.
+has found as it goes, one JSON line a training, so a part that is stopped leaves what it had, and
+recipes go on from there. Only the science rooms are used, no Dask and no Zarr.
 """
 
 from __future__ import annotations
@@ -115,6 +115,12 @@ class Study:
         brief = {k: v for k, v in line.items() if not isinstance(v, (dict, list))}
         print(part, self.name, json.dumps(brief), flush=True)
 
+    def trained(self) -> set[tuple[int | None, str]]:
+        """Seeds and names of the recipes that a run before this one has found."""
+        files = self.work.glob(f"recipes-{self.name}-*.jsonl")
+        lines = [json.loads(text) for file in files for text in file.read_text().splitlines()]
+        return {(line.get("seed"), line["recipe"]) for line in lines}
+
     def late(self) -> bool:
         """Whether the budget is used up."""
         return time.perf_counter() > self._until
@@ -138,11 +144,14 @@ def recipes_part(study: Study) -> None:
     exact = study.answer(study.system.exact_score)
     gaussian = study.answer(study.gaussian)
     number, count = map(int, study.shard.split("/"))
-    if number == 0:
+    if number == 0 and (None, "gaussian") not in study.trained():
         line = {"recipe": "gaussian", "l2": gaussian.from_reference(exact)["l2"]}
         study.record("recipes", {**line, **study.errors(study.gaussian)})
     jobs = [(seed, name) for seed in range(study.seeds) for name in study.only or RECIPES]
+    done = study.trained()
     for seed, name in jobs[number::count]:
+        if (seed, name) in done:
+            continue
         if study.late():
             print(f"stopped before {name}, seed {seed}: the budget is used up", flush=True)
             return

@@ -24,7 +24,8 @@ from workflow.dynamics.noise import FORCING
 from workflow.responses.correlation import lag_sums, pair_counts
 from workflow.responses.recalibration import recalibrate, stein_error
 from workflow.scores.closed_form import fit_gaussian
-from workflow.scores.neural import NeuralScore, settled, with_parameters
+from workflow.scores.neural import NeuralScore, with_parameters
+from workflow.scores.settling import settled
 from workflow.scores.training import Trainer
 from workflow.scores.validation import Best, Validation, validation_batch, validation_sums
 

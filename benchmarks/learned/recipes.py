@@ -12,7 +12,8 @@ from workflow.config import ScoreConfig
 from workflow.diffusion.gaussian import denoising_loss
 from workflow.scores.closed_form import SpectralGaussian
 from workflow.scores.extrapolation import Extrapolated
-from workflow.scores.neural import NeuralScore, settled
+from workflow.scores.neural import NeuralScore
+from workflow.scores.settling import settled
 from workflow.scores.training import Batch, Trainer
 
 CALLS = 32_000
@@ -51,7 +52,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 class StudyTrainer(Trainer):
-    """The trainer, with the plain denoising loss or without random rolls where asked for."""
+    """The trainer, with the plain denoising loss where asked for."""
 
     plain = False
 
@@ -101,8 +102,6 @@ def learn(
         network = trainer.model.network
         network.register_forward_pre_hook(lambda _, a: (a[0], torch.zeros_like(a[1]), a[2]))
         network.register_forward_hook(lambda _m, _a, out: (out[0], torch.zeros_like(out[1])))
-    if not recipe.get("rolls", True):
-        trainer.model.homogeneous = False
     fitting = time.perf_counter() - started
     started = time.perf_counter()
     steps = config.train.steps if recipe.get("calls", 1) else 0

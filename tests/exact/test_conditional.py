@@ -10,7 +10,8 @@ from workflow.dynamics.linear import Linear
 from workflow.interfaces import Field, Saved, UserError
 from workflow.scores.closed_form import ExactScore, fit_gaussian, gaussian_from
 from workflow.scores.conditional import ConditionalExact, ConditionalGaussian
-from workflow.scores.neural import NeuralScore, WhitenedScore, settled
+from workflow.scores.neural import NeuralScore, WhitenedScore
+from workflow.scores.settling import settled
 from workflow.scores.training import Trainer
 
 SMALL = {"network": {"channels": 8, "residual_blocks": 1}}

@@ -9,8 +9,9 @@ from workflow.config import ScoreConfig
 from workflow.dynamics import build_system
 from workflow.scores.closed_form import SpectralGaussian, fit_gaussian, gaussian_from
 from workflow.scores.layers import refined, restricted
-from workflow.scores.neural import NeuralScore, WhitenedScore, settled, with_parameters
+from workflow.scores.neural import NeuralScore, WhitenedScore, with_parameters
 from workflow.scores.potential import LocalPotential
+from workflow.scores.settling import settled
 
 SMALL = {"network": {"channels": 4, "residual_blocks": 1}}
 

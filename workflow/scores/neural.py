@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +15,6 @@ from workflow.diffusion import build_process
 from workflow.interfaces import ForwardProcess
 from workflow.scores.closed_form import Gaussian, SpectralGaussian
 from workflow.scores.conditional import ConditionalGaussian, Standardised, given_fields, split
-from workflow.scores.covariance import SPECTRUM_FLOOR
 from workflow.scores.networks import NETWORKS
 from workflow.scores.views import Velocity, views_of
 
@@ -53,7 +51,7 @@ class WhitenedScore(nn.Module):
             linear=narrow,
             views=2 * len(self.views),
             given=given_fields(whitening),
-            carried=len(self.views) * len(whitening.mean),
+            carried=2 * len(self.views) * len(whitening.mean),
         )
         # Per field: fields can have units of any size.
         scale = whitening.pixel_variance.sqrt().float()
@@ -161,97 +159,6 @@ class NeuralScore:
         level = white.new_tensor([sigma])
         s = self.model(white, level, given)
         return whitening.score_from_white(s.to(x.dtype)).to(x.device)
-
-
-def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
-    """A copy whose network adds nothing along x~ to the score it started from.
-
-        s~ <- s~ - <(s~ - s~_0) x~^+> <x~ x~^+>^-1 x~
-
-    s~_0, of the potential or the Gaussian, obeys the Stein identity -<s~_0 x~^+> = 1 at every
-    wavenumber of all data, so s~ then does too: there score matching has its minimum in the linear
-    map of the network, the rest being fixed. Training comes close; but where a mode has narrow
-    wells far apart, a linear term far too small for the loss to see is a large part of the
-    response. Unlike a division by the Stein matrix, this leaves alone what is right in the score,
-    and only the small difference s~ - s~_0 is averaged, over few snapshots. What is given, y,
-    stands beside x~ in the same system, with -<s~ y^+> = 0; so does u . grad x where the network
-    sees the flow. This is most of how turbulence moves, x(t) = x - t u . grad x + ...: to first
-    order in t no response is wrong any more by what the network has learned wrongly. Likewise
-    <s~> = 0: s~_0 obeys it, so the mean of the difference is taken out.
-
-    Args:
-        model: with a linear map; without one, as without space, nothing changes.
-        x: snapshots `(batch, field + given, *shape)`: those of training.
-    """
-    model = with_parameters(model, dict(model.named_parameters()))
-    linear = getattr(model.network, "linear", None)
-    if linear is None:
-        return model
-    level = linear.weight.new_tensor([model.process.sigma_min])
-    wrong = squares = mean = torch.zeros((), device=level.device)
-    fields, points = len(model.whitening.mean), math.prod(x.shape[2:])
-    inputs = linear.weight.shape[2]
-    seen = x[:: -(-len(x) // (SETTLING * (inputs // fields)))]
-    with torch.no_grad():
-        for part in seen.split(256):
-            added, white, score, more = _on_data(model, part.to(level.device).double(), level)
-            both = white if more is None else torch.cat([white, more], dim=1)
-            errors = [torch.einsum("bf...,bg...->...fg", added, white.conj())]
-            if more is not None:
-                errors.append(torch.einsum("bf...,bg...->...fg", score, more.conj()))
-            wrong = wrong + torch.cat(errors, dim=-1)
-            mean = mean + added.flatten(2)[:, :, 0].real.sum(0) / math.sqrt(points)
-            squares = squares + torch.einsum("bf...,bg...->...fg", both, both.conj())
-        # x~ is scaled to order 1 before it is seen, twice in advection, and what is given is not.
-        carried = len(model.views) * fields
-        powers = [1.0] * fields + [0.5] * (inputs - fields - carried) + [1.5] * carried
-        total = (1 + level.double() ** 2) ** squares.new_tensor(powers).real
-        inverse = torch.linalg.inv(squares) if len(total) == fields else _inverse(squares)
-        change = (-wrong @ inverse * total).movedim((-2, -1), (0, 1))
-        constant = -mean / len(seen) * total[:fields].sqrt()
-        linear.weight += torch.stack([change.real, change.imag]).to(linear.weight)
-        bias = model.network.get_parameter("leave.conv.bias")
-        bias[:fields] += constant.to(bias)
-    return model
-
-
-def _on_data(
-    model: WhitenedScore, x: Tensor, level: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Modes of s~ - s~_0, x~, s~ and of what the map sees beside x~, of float64 snapshots."""
-    axes = tuple(range(2, x.ndim))
-    fields, given = split(model.whitening, x)
-    white, told = model.whitening.whiten(fields), list[Tensor]()
-    if given is not None and model.standardised is not None:
-        told.append(model.standardised(given))
-        given = given.to(level.dtype)
-    carried = model.carried(model.whitening.colour(white))
-    told += [] if carried is None else [carried]
-    more = torch.fft.rfftn(torch.cat(told, dim=1), dim=axes, norm="ortho") if told else None
-    score = model(white.to(level.dtype), level, given)
-    added = score - model.beginning(white.to(level.dtype), given)
-    modes = (torch.fft.rfftn(v.double(), dim=axes, norm="ortho") for v in (added, white, score))
-    return next(modes), next(modes), next(modes), more
-
-
-def _inverse(squares: Tensor) -> Tensor:
-    """Of products of modes `(..., n, n)`, but for what never varies or follows from the others.
-
-    In units of their spread, so that what rounding leaves of a still mode stays small.
-    """
-    power = squares.diagonal(dim1=-2, dim2=-1).real
-    largest = power.flatten(0, -2).max(0).values
-    scale = power.clamp(min=SPECTRUM_FLOOR).maximum(SPECTRUM_FLOOR * largest).sqrt()
-    both = scale[..., :, None] * scale[..., None, :]
-    return torch.linalg.pinv(squares / both, rtol=DEPENDENT, hermitian=True) / both
-
-
-DEPENDENT = 1e-6
-"""Share of the variance of standardised modes below which one follows from the others."""
-
-
-SETTLING = 8192
-"""Most snapshots that settle the linear map for each of its inputs, evenly chosen."""
 
 
 def with_parameters(

@@ -51,12 +51,18 @@ class Velocity(nn.Module):
         return self._filtered(x, self.symbol).flatten(1, 2)
 
     def advection(self, x: Tensor) -> Tensor:
-        """u . grad zeta, `(batch, field, y, x)`, of a field less its mean; lengths in pixels.
+        """How the flow moves a field less its mean, lengths in pixels: `(batch, 2 * field, y, x)`.
 
-        Wave k of it is made of pairs of other waves: d(u . grad zeta)_k / d zeta_k = 0. So the
-        true score, whatever the flow, obeys < s (u . grad zeta)^+ > = 0 at every wavenumber.
+            a = A(x, x),    b = A(x, a) + A(a, x),    A(x, y) = curl^-1(x) . grad y
+
+        What moves by its own flow, dx/dt = -a, is x - t a + t^2 b / 2 + ... after a time t. Wave k
+        of a is made of pairs of other waves: d a_k / d x_k = 0.
         """
-        return (self._filtered(x, self.symbol) * self._filtered(x, self.gradient)).sum(2)
+        a = self._carry(x, x)
+        return torch.cat([a, self._carry(x, a) + self._carry(a, x)], dim=1)
+
+    def _carry(self, x: Tensor, y: Tensor) -> Tensor:
+        return (self._filtered(x, self.symbol) * self._filtered(y, self.gradient)).sum(2)
 
     @staticmethod
     def _filtered(x: Tensor, symbols: Tensor) -> Tensor:

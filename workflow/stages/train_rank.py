@@ -20,7 +20,8 @@ from workflow.interfaces import UserError
 from workflow.loading import load_run
 from workflow.runs import Run
 from workflow.scores.devices import compute_device, is_out_of_memory
-from workflow.scores.neural import settled, with_parameters
+from workflow.scores.neural import with_parameters
+from workflow.scores.settling import settled
 from workflow.scores.training import Trainer
 from workflow.scores.validation import Best
 from workflow.stages.data import load_snapshots, save_tensors
