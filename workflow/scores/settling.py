@@ -10,6 +10,7 @@ from torch import Tensor
 from workflow.scores.conditional import split
 from workflow.scores.covariance import SPECTRUM_FLOOR
 from workflow.scores.neural import WhitenedScore, with_parameters
+from workflow.scores.views import TERMS
 
 
 def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
@@ -23,11 +24,11 @@ def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
     wells far apart, a linear term far too small for the loss to see is a large part of the
     response. Unlike a division by the Stein matrix, this leaves alone what is right in the score,
     and only the small difference s~ - s~_0 is averaged, over few snapshots. What is given, y,
-    stands beside x~ in the same system, with -<s~ y^+> = 0. So do a and b of `Velocity.advection`
-    where the network sees the flow, with -<s~ b^+> = <db/dx~>^+. This is most of how turbulence
-    moves, x(t) = x - t a + t^2 b / 2 + ...: to second order in t its responses do not feel what
-    the network has learned wrongly. Likewise <s~> = 0: s~_0 obeys it, so the mean of the
-    difference is taken out.
+    stands beside x~ in the same system, with -<s~ y^+> = 0. So do a, b, c of `Velocity.advection`
+    where the network sees the flow, with -<s~ b^+> = <db/dx~>^+. They are most of how turbulence
+    moves, x(t) = x - t a + t^2 b / 2 - t^3 c / 6 + ...: to third order in t its responses do not
+    feel what the network has learned wrongly. Likewise <s~> = 0: s~_0 obeys it, so the mean of
+    the difference is taken out.
 
     Args:
         model: with a linear map; without one, as without space, nothing changes.
@@ -44,7 +45,7 @@ def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
     seen = x[:: -(-len(x) // (SETTLING * (inputs // fields)))]
     probes = torch.Generator().manual_seed(_PROBES)
     with torch.no_grad():
-        for part in seen.split(256):
+        for part in seen.split(TOGETHER):
             added, white, score, more = _on_data(model, part.to(level.device).double(), level)
             both = white if more is None else torch.cat([white, more], dim=1)
             errors = [torch.einsum("bf...,bg...->...fg", added, white.conj())]
@@ -54,10 +55,10 @@ def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
             wrong = wrong + torch.cat(errors, dim=-1)
             mean = mean + added.flatten(2)[:, :, 0].real.sum(0) / math.sqrt(points)
             squares = squares + torch.einsum("bf...,bg...->...fg", both, both.conj())
-        # x~ is scaled to order 1 before it is seen, a is of order x^2, b of order x^3; y is not.
+        # x~ is scaled to order 1 before it is seen, and so are a, of order x^2, b, c; y is not.
         carried = len(model.views) * fields
-        powers = [1.0] * fields + [0.5] * (inputs - fields - 2 * carried)
-        powers += [1.5] * carried + [2.0] * carried
+        powers = [1.0] * fields + [0.5] * (inputs - fields - TERMS * carried)
+        powers += [1.5 + 0.5 * term for term in range(TERMS) for _ in range(carried)]
         total = (1 + level.double() ** 2) ** squares.new_tensor(powers).real
         inverse = torch.linalg.inv(squares) if len(total) == fields else _inverse(squares)
         change = (-wrong @ inverse * total).movedim((-2, -1), (0, 1))
@@ -92,7 +93,7 @@ def _own_change(
 ) -> Tensor | float:
     """Sum over a batch of <dz/dx~>^+ for each z beside x~, `(*half-spectrum, field, beside)`.
 
-    By the change along random x~. Only b of the advection has any.
+    By the change along random x~. Only b and c of the advection have any.
     """
     shape = model.whitening.shape
     axes = tuple(range(2, modes.ndim))
@@ -115,6 +116,9 @@ def _own_change(
         total[..., beside - along.shape[1] :] += change
     return total
 
+
+TOGETHER = 32
+"""Snapshots scored at once: more of them do not fit the caches."""
 
 PROBES = 2
 """Random changes of each snapshot that settles."""

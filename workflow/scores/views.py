@@ -51,15 +51,18 @@ class Velocity(nn.Module):
         return self._filtered(x, self.symbol).flatten(1, 2)
 
     def advection(self, x: Tensor) -> Tensor:
-        """How the flow moves a field less its mean, lengths in pixels: `(batch, 2 * field, y, x)`.
+        """How the flow moves a field less its mean, lengths in pixels: `(batch, 3 * field, y, x)`.
 
-            a = A(x, x),    b = A(x, a) + A(a, x),    A(x, y) = curl^-1(x) . grad y
+            a = A(x, x),    b = A(x, a) + A(a, x),    c = A(x, b) + 2 A(a, a) + A(b, x)
+            A(x, y) = curl^-1(x) . grad y
 
-        What moves by its own flow, dx/dt = -a, is x - t a + t^2 b / 2 + ... after a time t. Wave k
-        of a is made of pairs of other waves: d a_k / d x_k = 0.
+        What moves by its own flow, dx/dt = -a, is x - t a + t^2 b / 2 - t^3 c / 6 + ... after a
+        time t. Wave k of a is made of pairs of other waves: d a_k / d x_k = 0.
         """
-        a = self._carry(x, x)
-        return torch.cat([a, self._carry(x, a) + self._carry(a, x)], dim=1)
+        carry = self._carry
+        a = carry(x, x)
+        b = carry(x, a) + carry(a, x)
+        return torch.cat([a, b, carry(x, b) + 2 * carry(a, a) + carry(b, x)], dim=1)
 
     def _carry(self, x: Tensor, y: Tensor) -> Tensor:
         return (self._filtered(x, self.symbol) * self._filtered(y, self.gradient)).sum(2)
@@ -70,6 +73,9 @@ class Velocity(nn.Module):
         modes = torch.fft.rfft2(x)[:, :, None] * symbols.to(x.dtype.to_complex())
         return torch.fft.irfft2(modes, s=x.shape[2:])
 
+
+TERMS = 3
+"""Fields of `Velocity.advection` for each field."""
 
 VIEWS = {"velocity": Velocity}
 """By name in `score.network.views`."""
