@@ -144,11 +144,11 @@ def recipes_part(study: Study) -> None:
     exact = study.answer(study.system.exact_score)
     gaussian = study.answer(study.gaussian)
     number, count = map(int, study.shard.split("/"))
-    if number == 0 and (None, "gaussian") not in study.trained():
+    done = study.trained()
+    if number == 0 and (None, "gaussian") not in done:
         line = {"recipe": "gaussian", "l2": gaussian.from_reference(exact)["l2"]}
         study.record("recipes", {**line, **study.errors(study.gaussian)})
     jobs = [(seed, name) for seed in range(study.seeds) for name in study.only or RECIPES]
-    done = study.trained()
     for seed, name in jobs[number::count]:
         if (seed, name) in done:
             continue

@@ -56,8 +56,13 @@ class SpectralLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, shape: tuple[int, ...]) -> None:
         super().__init__()
         half = (*shape[:-1], shape[-1] // 2 + 1)
-        self.shape = shape
+        self.shape, self.solved = shape, False
         self.register_buffer("weight", torch.zeros(2, outputs, inputs, *half), persistent=False)
+
+    def add(self, weight: Tensor) -> None:
+        """Add to the weights, real and imaginary parts first; from then on the map is seen."""
+        self.weight += weight.to(self.weight)
+        self.solved = True
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, inputs, *shape)` -> `(batch, outputs, *shape)`."""

@@ -86,7 +86,7 @@ class LocalNetwork(nn.Module):
         # Fourier transforms have no half precision.
         out = self.leave(nn.functional.silu(h)).to(whitened.dtype).contiguous()
         white, local = out.split(self.answers, dim=1)
-        if self.linear is not None:
+        if self.linear is not None and self.linear.solved:
             if carried is not None:
                 more.append(carried)
             # A concatenation of one is a copy.

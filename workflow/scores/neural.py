@@ -80,7 +80,8 @@ class WhitenedScore(nn.Module):
         scale = self._scale.to(state.dtype)
         physical = self._by_block(self.whitening.colour, seen)
         each = scale.repeat(self.process.states, *[1] * (scale.ndim - 1))
-        local_views, carried = physical / each, self.carried(physical)
+        local_views, linear = physical / each, self.network.linear
+        carried = self.carried(physical) if linear is not None and linear.solved else None
         if self.views:
             more_views = [self._by_block(view, physical) for view in self.views]
             local_views = torch.cat([local_views, *more_views], dim=1)
@@ -103,8 +104,8 @@ class WhitenedScore(nn.Module):
         return self.process.interpret(output, state, sigma)
 
     def carried(self, physical: Tensor) -> Tensor | None:
-        """What the linear map, if there is one, sees of the views: the advection of the fields."""
-        if self.network.linear is None or not self.views:
+        """What the linear map sees of the views: the advection of the fields."""
+        if not self.views:
             return None
         (view,) = self.views
         assert isinstance(view, Velocity)
@@ -176,5 +177,6 @@ def with_parameters(
     other.compute = None
     other.load_state_dict(dict(parameters))
     if linear is not None and other.network.linear is not None:
-        other.network.linear.weight.copy_(linear)
+        other.network.linear.weight.zero_()
+        other.network.linear.add(linear)
     return other.requires_grad_(False)

@@ -51,7 +51,8 @@ def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
             errors = [torch.einsum("bf...,bg...->...fg", added, white.conj())]
             if more is not None:
                 errors.append(torch.einsum("bf...,bg...->...fg", score, more.conj()))
-                errors[-1] += _own_change(model, white, more.shape[1], probes)
+                if model.views:
+                    errors[-1] += _own_change(model, white, more.shape[1], probes)
             wrong = wrong + torch.cat(errors, dim=-1)
             mean = mean + added.flatten(2)[:, :, 0].real.sum(0) / math.sqrt(points)
             squares = squares + torch.einsum("bf...,bg...->...fg", both, both.conj())
@@ -63,7 +64,7 @@ def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
         inverse = torch.linalg.inv(squares) if len(total) == fields else _inverse(squares)
         change = (-wrong @ inverse * total).movedim((-2, -1), (0, 1))
         constant = -mean / len(seen) * total[:fields].sqrt()
-        linear.weight += torch.stack([change.real, change.imag]).to(linear.weight)
+        linear.add(torch.stack([change.real, change.imag]))
         bias = model.network.get_parameter("leave.conv.bias")
         bias[:fields] += constant.to(bias)
     return model
@@ -90,7 +91,7 @@ def _on_data(
 
 def _own_change(
     model: WhitenedScore, modes: Tensor, beside: int, probes: torch.Generator
-) -> Tensor | float:
+) -> Tensor:
     """Sum over a batch of <dz/dx~>^+ for each z beside x~, `(*half-spectrum, field, beside)`.
 
     By the change along random x~. Only b and c of the advection have any.
@@ -98,8 +99,6 @@ def _own_change(
     shape = model.whitening.shape
     axes = tuple(range(2, modes.ndim))
     fields = modes.shape[1]
-    if not model.views:
-        return 0.0
 
     def carried(white: Tensor) -> Tensor:
         found = model.carried(model.whitening.colour(white))
