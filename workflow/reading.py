@@ -91,10 +91,14 @@ class Reader:
 
     def thinned(self, data: xr.Dataset) -> Tensor:
         """Snapshots as those of `block`: all, or evenly spaced times of large data."""
-        thin = data.isel({TIME: slice(0, None, self._stride)})
+        thin = self.thin(data)
         times = range(thin.sizes[TIME])
         parts = [self.block(group, times, thin) for group in self.groups(most=self.members)]
         return torch.cat(parts).flatten(0, 1)
+
+    def thin(self, data: xr.Dataset) -> xr.Dataset:
+        """The times of `snapshots`: of such data the snapshots are all."""
+        return data.isel({TIME: slice(0, None, self._stride)})
 
     def groups(self, *, most: int) -> list[range]:
         """Members that are read together: of one chunk where there are chunks, at most so many."""

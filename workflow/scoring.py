@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,8 @@ import xarray as xr
 
 from workflow.config import DataConfig
 from workflow.interfaces import MEMBER, SPACE, TIME, System, UserError
-from workflow.reading import FIT_NUMBERS, Reader, Score, ScoreLike, score_of
-from workflow.recorded import arrange, describe, saved_of
+from workflow.reading import Reader, Score, ScoreLike, evaluated, score_of
+from workflow.recorded import arrange, describe
 
 MATRIX = 4096
 """Most numbers of a snapshot whose whole Stein matrix is made."""
@@ -23,13 +23,14 @@ def scores_of(
     *,
     score: ScoreLike = "gaussian",
     dims: Mapping[str, str] | None = None,
+    given: str | Sequence[str] = (),
     homogeneous: bool = False,
     system: System | None = None,
     seed: int = 1,
 ) -> xr.Dataset:
     """The score of every snapshot of the data.
 
-        s(x) = grad log p(x)
+        s(x) = grad log p(x),  or of some variables x given others y:  s(x, y) = grad_x log p(x | y)
 
     Dask data stay lazy: the score is fitted (to at most 256 MiB of evenly spaced snapshots) and
     applied when the answer is computed, chunk by chunk of time and member; only coordinates are
@@ -38,30 +39,32 @@ def scores_of(
     Args:
         data: as for `workflow.analysis.responses_of`.
         score: "gaussian", "kgmm", "exact" (with `system`), or a function of torch tensors
-            `(batch, field, *shape)`.
+            `(batch, field + given, *shape)` that returns `(batch, field, *shape)`.
         dims: what our dimensions are called in the data, as {"time": "t", "member": "run"}.
+        given: variables that drive the others: the score is that of the others given these.
         homogeneous: True where the statistics do not depend on the place (periodic grid).
         system: for the exact score.
         seed: of KGMM.
 
     Returns:
-        `score_<variable>` with the dims and coordinates of the data, in inverse units of it.
+        `score_<variable>` with the dims and coordinates of the data, in inverse units of it; none
+        of given variables.
 
     Raises:
         UserError: in one line, what the data or the arguments lack; of values when computed.
     """
-    raw, config = _described(data, dims, homogeneous)
-    arranged = arrange(raw, config)
-    fields = [np.float32 if arranged[n].dtype == np.float32 else np.float64 for n in _names(config)]
+    raw, reader = _read(data, dims, given, homogeneous)
+    config, fields = reader.config, [field.name for field in reader.saved.fields]
     options = {"system": system, "seed": seed}
     if raw.chunks:
-        stacked = _lazily(arranged, config, score, options, fields[0])
+        stacked = _lazily(reader, score, options)
     else:
-        stacked = _apply(_stack(arranged, config), fitted(arranged, config, score, options))
-    order = [d for d in (MEMBER, TIME, "y", "x") if d in arranged[_names(config)[0]].dims]
+        stacked = _apply(_stack(reader), fitted(reader, score, options), reader.fields)
+    arranged = reader.data
+    order = [d for d in (MEMBER, TIME, "y", "x") if d in arranged[fields[0]].dims]
     coords = {n: c for n, c in arranged.coords.items() if set(c.dims) <= set(order)}
     found = {}
-    for i, name in enumerate(_names(config)):
+    for i, name in enumerate(fields):
         units = str(arranged[name].attrs.get("units", "1"))
         words = str(arranged[name].attrs.get("long_name", name))
         attrs = {"long_name": f"score of {words}", "units": "1" if units == "1" else f"({units})-1"}
@@ -77,6 +80,7 @@ def stein_of(
     *,
     score: ScoreLike = "gaussian",
     dims: Mapping[str, str] | None = None,
+    given: str | Sequence[str] = (),
     homogeneous: bool = False,
     system: System | None = None,
     seed: int = 1,
@@ -87,6 +91,7 @@ def stein_of(
         data: as for `scores_of`, and the rest too.
         score: as there, or a Dataset of scores `score_<variable>` with the dims of the data.
         dims: as there.
+        given: as there; the identity is that of the other variables.
         homogeneous: then M is told per wavenumber, else as a whole matrix.
         system: as there.
         seed: as there.
@@ -99,13 +104,16 @@ def stein_of(
     Raises:
         UserError: as `scores_of`; more numbers in a snapshot than a matrix may have rows.
     """
-    raw, config = _described(data, dims, homogeneous)
-    given = score if isinstance(score, xr.Dataset) else None
-    own: dict[str, Any] = {"dims": dims, "homogeneous": homogeneous, "system": system, "seed": seed}
-    scored = given if given is not None else scores_of(raw, score=score, **own)
-    renamed = scored.rename({f"score_{n}": n for n in _names(config) if f"score_{n}" in scored})
-    x, s = (_joined(arrange(one, config), config) for one in (raw, renamed))
-    shape = saved_of(config).shape
+    raw, reader = _read(data, dims, given, homogeneous)
+    scored = score
+    if not isinstance(scored, xr.Dataset):
+        own: dict[str, Any] = {"dims": dims, "given": given, "homogeneous": homogeneous}
+        scored = scores_of(raw, score=scored, system=system, seed=seed, **own)
+    names = [field.name for field in reader.saved.fields]
+    config = reader.config.model_copy(update={"variables": tuple(names)})
+    renamed = scored.rename({f"score_{n}": n for n in names if f"score_{n}" in scored})
+    x, s = (_joined(arrange(one, config)) for one in (raw, renamed))
+    shape = reader.saved.shape
     x = x - x.mean((MEMBER, TIME, *(SPACE[len(shape)] if homogeneous else ())))
     if homogeneous and shape:
         products = _by_wavenumber(x, s, shape)
@@ -123,68 +131,76 @@ def stein_of(
     return xr.Dataset(found, attrs=title)
 
 
-def fitted(data: xr.Dataset, config: DataConfig, score: Any, options: Mapping[str, Any]) -> Score:
-    """The score as a function, fitted to arranged data where it has to be."""
-    if callable(score):
-        return score  # type: ignore[no-any-return]
+def fitted(reader: Reader, score: ScoreLike, options: Mapping[str, Any]) -> Score:
+    """The score as a function, fitted to the data where it has to be."""
     if isinstance(score, xr.Dataset):
         raise UserError("score: these are scores already; give a name or a function")
-    function, _ = score_of(score, Reader(data, config), config, **options)
+    function, _ = score_of(score, reader, reader.config, **options)
     return function
 
 
-def _described(
-    data: xr.Dataset | xr.DataArray, dims: Mapping[str, str] | None, homogeneous: bool
-) -> tuple[xr.Dataset, DataConfig]:
+def _fitted_to(
+    data: xr.Dataset,
+    config: DataConfig,
+    given: Sequence[str],
+    score: ScoreLike,
+    options: Mapping[str, Any],
+) -> Score:
+    return fitted(Reader(data, config, given), score, options)
+
+
+def _read(
+    data: xr.Dataset | xr.DataArray,
+    dims: Mapping[str, str] | None,
+    given: str | Sequence[str],
+    homogeneous: bool,
+) -> tuple[xr.Dataset, Reader]:
+    """The data as they are, and a reader of them that has not read anything."""
     raw = data.to_dataset(name=data.name or "x") if isinstance(data, xr.DataArray) else data
     config = DataConfig(store="data", dims=dict(dims or {}), homogeneous=homogeneous)
     config, _ = describe(raw, config, "the data", read=False)
-    return raw, config
+    told = (given,) if isinstance(given, str) else given
+    return raw, Reader(arrange(raw, config), config, told)
 
 
-def _names(config: DataConfig) -> tuple[str, ...]:
-    return config.variables
+def _stack(reader: Reader) -> np.ndarray:
+    fields = [reader.data[field.name].values for field in reader.saved.all_fields]
+    return np.stack(fields, axis=2)
 
 
-def _stack(data: xr.Dataset, config: DataConfig) -> np.ndarray:
-    return np.stack([np.asarray(data[n].values) for n in _names(config)], axis=2)
-
-
-def _apply(values: np.ndarray, score: Score) -> np.ndarray:
-    """Scores of `(member, time, field, *shape)`."""
+def _apply(values: np.ndarray, score: Score, fields: int) -> np.ndarray:
+    """Scores `(member, time, field, *shape)` of `(member, time, field + given, *shape)`."""
     if not values.size or not np.isfinite(values).all():
         raise UserError("the data have values that are no numbers; fill the gaps, or cut them out")
     kind = torch.float32 if values.dtype == np.float32 else torch.float64
     x = torch.from_numpy(np.ascontiguousarray(values)).to(kind)
-    with torch.no_grad():
-        s = score(x.flatten(0, 1))
-    if tuple(s.shape) != tuple(x.flatten(0, 1).shape):
-        raise UserError(f"the score of snapshots {tuple(x.shape[2:])} has shape {tuple(s.shape)}")
-    return np.asarray(s.reshape(x.shape).to(kind))
+    s = evaluated(score, x.flatten(0, 1), fields)
+    return np.asarray(s.unflatten(0, x.shape[:2]))
 
 
-def _lazily(
-    data: xr.Dataset, config: DataConfig, score: Any, options: Mapping[str, Any], kind: Any
-) -> Any:
+def _lazily(reader: Reader, score: ScoreLike, options: Mapping[str, Any]) -> Any:
     """Scores as a dask array; one task fits, one task a chunk applies."""
     import dask
     import dask.array
 
-    numbers = saved_of(config).numbers * data.sizes[MEMBER]
-    stride = -(-data.sizes[TIME] // max(3, FIT_NUMBERS // max(1, numbers)))
-    thin = data.isel({TIME: slice(0, None, stride)})
-    if callable(score):
-        function: Any = score
-    else:
-        function = dask.delayed(fitted)(thin, config, score, options)
-    arrays = [data[n].data for n in _names(config)]
+    fields = [field.name for field in reader.saved.all_fields]
+    thin = reader.thin(reader.data)
+    function: Any = score
+    if not callable(score):
+        function = dask.delayed(_fitted_to)(
+            thin, reader.config, fields[reader.fields :], score, options
+        )
+    arrays = [reader.data[name].data for name in fields]
     whole = {axis: -1 for axis in range(2, arrays[0].ndim)}
     x = dask.array.stack([one.rechunk(whole) for one in arrays], axis=2).rechunk({2: -1})
-    return x.map_blocks(_apply, function, dtype=kind, meta=np.empty((0,) * x.ndim, kind))
+    kind = np.float32 if x.dtype == np.float32 else np.float64
+    chunks = (*x.chunks[:2], (reader.fields,), *x.chunks[3:])
+    meta = np.empty((0,) * x.ndim, kind)
+    return x.map_blocks(_apply, function, reader.fields, chunks=chunks, dtype=kind, meta=meta)
 
 
-def _joined(data: xr.Dataset, config: DataConfig) -> xr.DataArray:
-    names = list(_names(config))
+def _joined(data: xr.Dataset) -> xr.DataArray:
+    names = list(data.data_vars)
     joined = xr.concat(
         [data[n] for n in names], dim="variable", coords="minimal", compat="override"
     )

@@ -108,6 +108,28 @@ def test_a_score_given_as_a_function_may_be_lazy(pair):
     xr.testing.assert_allclose(found.score_h.compute().drop_attrs(), -2.0 * pair.h)
 
 
+@pytest.mark.parametrize("chunks", [None, {"member": 4}])
+def test_a_score_given_other_variables_is_conditional(chunks):
+    """s = -(x - m - b (y - <y>)) / v of x = b y + noise of variance v; shrinking costs .004."""
+    y, noise = walk((), seed=3), walk((), seed=4)
+    x = 0.8 * y + 0.6 * noise
+    data = xr.Dataset({"y": (("member", "time"), y), "x": (("member", "time"), x)})
+    told = data if chunks is None else data.chunk(chunks)
+    found = told.gfdt.score(given="y")
+    assert set(found) == {"score_x"} and (found.score_x.chunks is None) == (chunks is None)
+    moments = np.cov([x.ravel(), y.ravel()])
+    slope = moments[0, 1] / moments[1, 1]
+    rest = x - x.mean() - slope * (y - y.mean())
+    np.testing.assert_allclose(found.score_x, -rest / rest.var(), rtol=0.01, atol=0.02)
+    tested = told.gfdt.stein(given="y")
+    assert tested.stein.sizes == {"variable": 1, "kicked_variable": 1}
+    assert abs(float(tested.stein.squeeze()) - 1) < 0.02
+    by_hand = told.gfdt.score(lambda z: z[:, :1] - z[:, 1:], given=["y"]).score_x
+    np.testing.assert_allclose(by_hand, x - y)
+    with pytest.raises(UserError, match="given has 'z', which is not saved; choose from"):
+        told.gfdt.score(given="z")
+
+
 @pytest.mark.parametrize("store", ["netcdf", "zarr"])
 def test_answers_survive_files(plane, pair, store, tmp_path):
     """Values, coordinates and attributes, of maps and of plain numbers."""
