@@ -22,6 +22,8 @@ PEAKS = {"R31": 2, "R51": 4, "R71": 6}
 LAGS = (0.125, 0.25, 0.375, 0.5, 0.625, 1.0, 1.5, 2.0)
 SHELLS = (0, 2, 6, 8, 10, 12, 14, 16, 18)
 SHELL_LAGS = (0.25, 0.5)
+MEASURES = {"L2": "l2", "L2 without noise": "l2_corrected", "Linf": "linf"}
+"""Distances, by the name that a table has."""
 
 
 def main() -> None:
@@ -34,8 +36,9 @@ def main() -> None:
         "peaks": {name: peaks(found.sel(estimator=name)) for name in names},
         "distances": {name: distances(found, name) for name in names if name != "direct"},
         "shells": {name: shells(found.sel(estimator=name)) for name in names},
-        "stein_error": {n: round(float(found.stein_error.sel(estimator=n)), 4) for n in names},
+        "stein": {name: stein(found.sel(estimator=name)) for name in names if name != "direct"},
         "training": training(folder),
+        "wall_seconds": json.loads((folder / "logs" / "wall_times.json").read_text()),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "navier_stokes.json").write_text(f"{json.dumps(content, indent=1)}\n")
@@ -53,27 +56,36 @@ def peaks(one: xr.Dataset) -> dict[str, list[float]]:
     return out
 
 
-def distances(found: xr.Dataset, name: str) -> dict[str, list[float]]:
-    """L2 distance from the paired runs without the noise of both, and its standard error."""
+def distances(found: xr.Dataset, name: str) -> dict[str, dict[str, list[float]]]:
+    """Distances from the paired runs and their standard errors, by measure and lag."""
     one = found.sel(estimator=name, reference="direct").sel(lag=list(LAGS), method="nearest")
-    pairs = zip(one.l2_corrected.values, one.l2_corrected_standard_error.values, strict=True)
-    return {
-        f"{lag:g}": [round(float(v), 4) for v in pair]
-        for lag, pair in zip(LAGS, pairs, strict=True)
-    }
+    out = {}
+    for words, key in MEASURES.items():
+        pairs = zip(one[key].values, one[f"{key}_standard_error"].values, strict=True)
+        rounded = [[round(float(v), 4) for v in pair] for pair in pairs]
+        out[words] = dict(zip((f"{lag:g}" for lag in LAGS), rounded, strict=True))
+    return out
+
+
+def stein(one: xr.Dataset) -> dict[str, Any]:
+    """Stein errors, and the mean raw ratio of each shell, 1 for the true score."""
+    names = ("stein_error", "stein_error_standard_error", "stein_error_recalibrated")
+    errors: dict[str, Any] = {name: round(float(one[name]), 4) for name in names}
+    return errors | {"raw_ratio_by_shell": by_shell(np.fft.ifftshift(one.stein.values))}
 
 
 def shells(one: xr.Dataset) -> dict[str, list[float]]:
     """Mean of |R_k| over shells of wavenumbers, at some lags."""
     maps = one.response.sel(lag=list(SHELL_LAGS), method="nearest")
     modes = np.abs(np.fft.fft2(np.fft.ifftshift(maps.values, axes=(-2, -1))))
-    k = np.fft.fftfreq(modes.shape[-1], 1 / modes.shape[-1])
+    return {f"{lag:g}": by_shell(part) for lag, part in zip(SHELL_LAGS, modes, strict=True)}
+
+
+def by_shell(values: np.ndarray) -> list[float]:
+    """Mean over each shell of |k| of values per wavenumber, 0 first."""
+    k = np.fft.fftfreq(values.shape[-1], 1 / values.shape[-1])
     length = np.hypot(k[:, None], k[None, :])
-    out = {}
-    for lag, values in zip(SHELL_LAGS, modes, strict=True):
-        rings = [values[np.abs(length - shell) < 0.5].mean() for shell in SHELLS]
-        out[f"{lag:g}"] = [round(float(value), 3) for value in rings]
-    return out
+    return [round(float(values[np.abs(length - shell) < 0.5].real.mean()), 3) for shell in SHELLS]
 
 
 def training(folder: Path) -> dict[str, Any]:
@@ -85,23 +97,40 @@ def training(folder: Path) -> dict[str, Any]:
 
 def tables(content: dict[str, Any]) -> list[str]:
     """The same in Markdown."""
-    names = list(content["peaks"])
-    text = [f"| peak | {' | '.join(PEAKS)} | raw Stein error |", "|---|---|---|---|---|"]
-    for name in names:
-        cells = [f"{v:.4f} +- {e:.4f} at {t:g}" for v, e, t in content["peaks"][name].values()]
-        text.append(f"| {name} | {' | '.join(cells)} | {content['stein_error'][name]:.3f} |")
-    text += ["", f"| L2 from direct, without noise | {' | '.join(f'{lag:g}' for lag in LAGS)} |"]
-    text.append("|---" * (len(LAGS) + 1) + "|")
-    for name, values in content["distances"].items():
-        cells = [f"{v:.3f} +- {e:.3f}" for v, e in values.values()]
-        text.append(f"| {name} | {' | '.join(cells)} |")
-    text += ["", f"| lag | shell | {' | '.join(map(str, SHELLS))} |"]
-    text.append("|---" * (len(SHELLS) + 2) + "|")
+    peaks = {
+        name: [f"{v:.4f} +- {e:.4f} at {t:g}" for v, e, t in found.values()]
+        for name, found in content["peaks"].items()
+    }
+    text = table(["peak", *PEAKS], peaks)
+    for words in MEASURES:
+        rows = {
+            name: [f"{v:.3f} +- {e:.3f}" for v, e in found[words].values()]
+            for name, found in content["distances"].items()
+        }
+        text += table([f"{words} from direct", *(f"{lag:g}" for lag in LAGS)], rows)
+    rows = {
+        name: [
+            f"{found['stein_error']:.3f} +- {found['stein_error_standard_error']:.3f}",
+            f"{found['stein_error_recalibrated']:.3f}",
+            *(f"{ratio:.3f}" for ratio in found["raw_ratio_by_shell"]),
+        ]
+        for name, found in content["stein"].items()
+    }
+    head = [f"raw ratio of shell {shell}" for shell in SHELLS]
+    text += table(["score", "raw Stein error", "recalibrated", *head], rows)
     for lag in SHELL_LAGS:
-        for name in names:
-            cells = [f"{v:.3f}" for v in content["shells"][name][f"{lag:g}"]]
-            text.append(f"| {lag:g} | {name} | {' | '.join(cells)} |")
+        rows = {
+            name: [f"{value:.3f}" for value in found[f"{lag:g}"]]
+            for name, found in content["shells"].items()
+        }
+        text += table([f"mean of abs(R_k) at lag {lag:g}, shell", *map(str, SHELLS)], rows)
     return text
+
+
+def table(head: list[str], rows: dict[str, list[str]]) -> list[str]:
+    """Lines of a table, and an empty one after it."""
+    lines = [f"| {' | '.join([name, *cells])} |" for name, cells in rows.items()]
+    return [f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines, ""]
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ def report(work: Path) -> None:
     text = []
     for case in [case for case in NAMES if any(line["case"] == case for line in tables)]:
         lines = [line for line in tables if line["case"] == case]
-        text += [f"## {NAMES[case]}", "", *_errors(lines), "", *_peaks(lines), ""]
+        text += [f"## {NAMES[case]}", "", *_errors(lines), *_scores(lines), "", *_peaks(lines), ""]
         _figure(lines, NAMES[case], work / f"{case}.png")
     (work / "tables.md").write_text("\n".join(text))
 
@@ -44,8 +44,10 @@ def _read(work: Path, part: str) -> list[Line]:
 
 
 def _name(line: Line) -> str:
-    recipe = line.get("recipe", "")
-    return line["estimator"] + (f" ({recipe})" if recipe else "")
+    if line["estimator"] != "neural":
+        return line["estimator"]
+    recipe = line.get("recipe", "base")
+    return f"neural{'' if recipe == 'base' else f' ({recipe})'}, seed {line.get('seed', 0)}"
 
 
 def _recipes(lines: Sequence[Line]) -> Iterable[str]:
@@ -91,28 +93,45 @@ def _over_seeds(values: Sequence[float]) -> str:
 
 
 def _errors(lines: Sequence[Line]) -> Iterable[str]:
-    """L2 distances at some lags, Stein and score errors."""
+    """Distances at some lags from the paired runs, and from the exact score's response."""
     judged = [line for line in lines if line["estimator"] != "direct"]
     lags = judged[0]["lag"]
     shown = [i for i in range(1, len(lags)) if i % 2 == 1 or i == len(lags) - 1]
     head = [f"lag {lags[i]:g}" for i in shown]
-    yield f"| L2 from direct | {' | '.join(head)} | Stein error, raw | score error |"
-    yield "|---" * (len(head) + 3) + "|"
-    for line in judged:
-        found = line["from_direct"]
-        cells = [f"{found['l2'][i]:.3f} +- {found['l2_standard_error'][i]:.3f}" for i in shown] + [
-            str(line["stein"]["raw"]),
-            str(line.get("score_error", "-")),
-        ]
-        yield f"| {_name(line)} | {' | '.join(cells)} |"
-    if any("from_exact" in line for line in judged):
-        yield ""
-        yield f"| L2 from the exact score | {' | '.join(head)} |"
-        yield "|---" * (len(head) + 1) + "|"
-        for line in judged:
-            if "from_exact" in line:
-                cells = [f"{line['from_exact']['l2'][i]:.3f}" for i in shown]
+    for words, reference in (("direct", "from_direct"), ("the exact score", "from_exact")):
+        for name, key in (("L2", "l2"), ("Linf", "linf")):
+            rows = [line for line in judged if reference in line]
+            if not rows:
+                continue
+            yield f"| {name} from {words} | {' | '.join(head)} |"
+            yield "|---" * (len(head) + 1) + "|"
+            for line in rows:
+                found = line[reference]
+                values, errors = found[key], found[f"{key}_standard_error"]
+                cells = [f"{values[i]:.3f} +- {errors[i]:.3f}" for i in shown]
                 yield f"| {_name(line)} | {' | '.join(cells)} |"
+            yield ""
+
+
+def _scores(lines: Sequence[Line]) -> Iterable[str]:
+    """Stein errors, errors of the scores themselves, and what they took."""
+    head = "raw Stein error, recalibrated | raw Stein ratio by band | score error | by band"
+    yield f"| score | {head} | calls | seconds |"
+    yield "|---" * 7 + "|"
+    for line in lines:
+        if line["estimator"] == "direct":
+            continue
+        stein = line["stein"]
+        cells = [
+            _name(line),
+            f"{stein['raw']:.4f}, {stein['recalibrated']:.4f}",
+            " ".join(f"{ratio:.3f}" for ratio in stein["raw_ratio_by_band"]),
+            str(line.get("score_error", "-")),
+            " ".join(f"{band:.4f}" for band in line.get("score_error_by_band", [])) or "-",
+            str(line.get("calls", "-")),
+            str(line.get("seconds", "-")),
+        ]
+        yield f"| {' | '.join(cells)} |"
 
 
 def _peaks(lines: Sequence[Line]) -> Iterable[str]:
