@@ -46,13 +46,15 @@ def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
     probes = torch.Generator().manual_seed(_PROBES)
     with torch.no_grad():
         for part in seen.split(TOGETHER):
-            added, white, score, more = _on_data(model, part.to(level.device).double(), level)
+            own, given = split(model.whitening, part.to(level.device).double())
+            field = model.whitening.whiten(own)
+            added, white, score, more = _on_data(model, field, given, level)
             both = white if more is None else torch.cat([white, more], dim=1)
             errors = [torch.einsum("bf...,bg...->...fg", added, white.conj())]
             if more is not None:
                 errors.append(torch.einsum("bf...,bg...->...fg", score, more.conj()))
                 if model.views:
-                    errors[-1] += _own_change(model, white, more.shape[1], probes)
+                    errors[-1] += _own_change(model, field, more.shape[1], probes)
             wrong = wrong + torch.cat(errors, dim=-1)
             mean = mean + added.flatten(2)[:, :, 0].real.sum(0) / math.sqrt(points)
             squares = squares + torch.einsum("bf...,bg...->...fg", both, both.conj())
@@ -71,49 +73,46 @@ def settled(model: WhitenedScore, x: Tensor) -> WhitenedScore:
 
 
 def _on_data(
-    model: WhitenedScore, x: Tensor, level: Tensor
+    model: WhitenedScore, white: Tensor, given: Tensor | None, level: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Modes of s~ - s~_0, x~, s~ and of what the map sees beside x~, of float64 snapshots."""
-    axes = tuple(range(2, x.ndim))
-    fields, given = split(model.whitening, x)
-    white, told = model.whitening.whiten(fields), list[Tensor]()
+    """Modes of s~ - s~_0, x~, s~ and of what the map sees beside x~; x~ and y are in float64."""
+    told = list[Tensor]()
     if given is not None and model.standardised is not None:
         told.append(model.standardised(given))
         given = given.to(level.dtype)
     carried = model.carried(model.whitening.colour(white))
     told += [] if carried is None else [carried]
-    more = torch.fft.rfftn(torch.cat(told, dim=1), dim=axes, norm="ortho") if told else None
     score = model(white.to(level.dtype), level, given)
     added = score - model.beginning(white.to(level.dtype), given)
-    modes = (torch.fft.rfftn(v.double(), dim=axes, norm="ortho") for v in (added, white, score))
-    return next(modes), next(modes), next(modes), more
+    more = _modes(torch.cat(told, dim=1)) if told else None
+    return _modes(added.double()), _modes(white), _modes(score.double()), more
 
 
 def _own_change(
-    model: WhitenedScore, modes: Tensor, beside: int, probes: torch.Generator
+    model: WhitenedScore, white: Tensor, beside: int, probes: torch.Generator
 ) -> Tensor:
     """Sum over a batch of <dz/dx~>^+ for each z beside x~, `(*half-spectrum, field, beside)`.
 
     By the change along random x~. Only b and c of the advection have any.
     """
-    shape = model.whitening.shape
-    axes = tuple(range(2, modes.ndim))
-    fields = modes.shape[1]
+    fields = white.shape[1]
 
     def carried(white: Tensor) -> Tensor:
         found = model.carried(model.whitening.colour(white))
         assert found is not None
         return found
 
-    white = torch.fft.irfftn(modes, s=shape, dim=axes, norm="ortho")
-    total = modes.new_zeros(*modes.shape[2:], fields, beside)
+    total = torch.zeros((), device=white.device)
     for _ in range(PROBES):
         probe = torch.randn(white.shape, generator=probes, dtype=white.dtype).to(white.device)
         along = torch.func.jvp(carried, (white,), (probe,))[1][:, fields:]
-        left, right = (torch.fft.rfftn(v, dim=axes, norm="ortho") for v in (probe, along))
-        change = torch.einsum("bf...,bg...->...fg", left, right.conj()) / PROBES
-        total[..., beside - along.shape[1] :] += change
-    return total
+        total = total + torch.einsum("bf...,bg...->...fg", _modes(probe), _modes(along).conj())
+    return torch.nn.functional.pad(total / PROBES, (beside - total.shape[-1], 0))
+
+
+def _modes(x: Tensor) -> Tensor:
+    """`(batch, field, *shape)` -> `(batch, field, *half-spectrum)`, of the same mean square."""
+    return torch.fft.rfftn(x, dim=tuple(range(2, x.ndim)), norm="ortho")
 
 
 TOGETHER = 32
