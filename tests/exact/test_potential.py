@@ -169,6 +169,29 @@ def test_a_settled_network_survives_its_tensors(skewed):
     assert not torch.equal(NeuralScore(one)(skewed[:5]), NeuralScore(model)(skewed[:5]))
 
 
+def repeated(x):
+    """Every pixel four times, as of data on a finer grid than they were made on."""
+    return x.float().repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+
+def along_x(x):
+    """The same in every row."""
+    return x[:, :, :1].expand(x.shape).contiguous()
+
+
+@pytest.mark.parametrize("still", [repeated, along_x])
+def test_settling_leaves_alone_waves_that_never_vary(still):
+    """Rounding is all they have: dividing by its square made scores of 1e9."""
+    x = still(seeded(500, 1, 8, 8))
+    torch.manual_seed(0)
+    model = WhitenedScore(fit_gaussian(x, homogeneous=True), ScoreConfig.model_validate(SMALL))
+    for parameter in model.double().parameters():
+        torch.nn.init.normal_(parameter, std=0.05)
+    before, after = (NeuralScore(m)(x.double()) for m in (model, settled(model, x)))
+    assert bool(torch.isfinite(after).all())
+    assert float((after - before).std()) < float(before.std())
+
+
 def test_settling_leaves_alone_what_has_no_linear_map():
     """Without space there is none."""
     x = seeded(100, 2)

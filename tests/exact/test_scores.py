@@ -15,7 +15,7 @@ from workflow.diffusion.gaussian import (
 )
 from workflow.dynamics import build_system
 from workflow.dynamics.grid import Grid
-from workflow.scores.batches import Held, draw, roll_each
+from workflow.scores.batches import Held, draw
 from workflow.scores.closed_form import DenseGaussian, SpectralGaussian
 from workflow.scores.neural import NeuralScore, WhitenedScore
 from workflow.scores.training import Batch, Trainer, batch_loss
@@ -81,10 +81,12 @@ def test_an_untrained_network_is_the_gaussian_score(field):
     assert torch.allclose(learned, gaussian(x[:5]) / (1 + sigma**2), rtol=1e-4, atol=1e-5)
 
 
-def test_the_network_is_equivariant_under_shifts(field):
-    """Rolling the field rolls its score."""
+@pytest.mark.parametrize("views", [[], ["velocity"]])
+def test_the_network_is_equivariant_under_shifts(field, views):
+    """Rolling the field rolls its score: training need not roll what it learns from."""
     _, x = field
-    model = WhitenedScore(SpectralGaussian.fit(x), ScoreConfig()).double()
+    config = ScoreConfig.model_validate({"network": {"views": views}})
+    model = WhitenedScore(SpectralGaussian.fit(x), config).double()
     torch.manual_seed(0)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -175,14 +177,6 @@ def test_ranks_share_one_batch_whatever_their_number(field, ranks):
     whole, drawn = share(0, pairs)
     shares = [share(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True)]
     assert torch.equal(whole, torch.cat([x for x, _ in shares]))
-    for name in ("place", "rolls", "level", "z"):
+    for name in ("place", "level", "z"):
         parts = np.concatenate([getattr(one, name) for _, one in shares])
         assert np.array_equal(getattr(drawn, name), parts)
-
-
-def test_each_sample_is_rolled_by_its_own_shift():
-    """Against torch.roll, sample by sample."""
-    x, shifts = seeded(3, 2, 4, 6), torch.tensor([[1, 2], [0, 5], [3, 3]])
-    rolled = roll_each(x, shifts)
-    for sample, (y, along) in enumerate(shifts.tolist()):
-        assert torch.equal(rolled[sample], x[sample].roll((y, along), (-2, -1)))

@@ -189,7 +189,7 @@ def test_a_rank_reads_only_the_blocks_of_its_lanes():
 
 def samples(x, share=slice(None)):
     drawn = draw(3, 0, pairs=len(x), share=range(len(x)), shape=tuple(x.shape[1:]))
-    numbers = (torch.from_numpy(v[share]) for v in (drawn.rolls, drawn.level, drawn.z))
+    numbers = (torch.from_numpy(v[share]) for v in (drawn.level, drawn.z))
     return Sample(x[share], *numbers)
 
 

@@ -77,7 +77,7 @@ def test_advection_by_hand():
     moved, step = zeta.clone(), 1e-3
 
     def slope(now):
-        return -view.advection(now)[:, :1]
+        return -view.deviation * view.advection(now)[:, :1]
 
     for _ in range(100):
         k1 = slope(moved)
@@ -85,8 +85,15 @@ def test_advection_by_hand():
         k3 = slope(moved + 0.5 * step * k2)
         moved = moved + step * (k1 + 2 * k2 + 2 * k3 + slope(moved + step * k3)) / 6
     cubic = 0.1**3 / 6 * third
-    left = moved[:, 0] - zeta[:, 0] + 0.1 * found - 0.5 * 0.1**2 * again + cubic
+    left = (moved - zeta)[:, 0] / view.deviation + 0.1 * found - 0.5 * 0.1**2 * again + cubic
     assert float(left.abs().max()) < 0.1 * float(cubic.abs().max())
+
+
+def test_the_advection_is_the_same_in_any_units():
+    """All three terms are in standard deviations of the field."""
+    x = smooth(20, 8, 8).double()
+    one, other = (Velocity(SpectralGaussian.fit(c * x)).advection(c * x) for c in (1.0, 1e6))
+    assert torch.allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_no_wave_of_the_advection_depends_on_the_same_wave_of_the_field():

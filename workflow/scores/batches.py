@@ -15,8 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workflow.interfaces import space_axes
-
 TRAINING_STREAM = 2**32
 """Philox counter word of training, apart from every stream of the simulations."""
 
@@ -33,14 +31,12 @@ class Draws:
 
     Attributes:
         place: which snapshot, uniform in [0, 1), `(pair,)` float64.
-        rolls: shift along each space axis, `(pair, dim)`.
         level: uniform in [0, 1), from which the noise level is made, `(pair,)`.
         z: standard normals `(pair, normals * field, *shape)`.
         uniform: in [0, 1), whatever else the process draws, `(pair, uniforms)` float64.
     """
 
     place: np.ndarray
-    rolls: np.ndarray
     level: np.ndarray
     z: np.ndarray
     uniform: np.ndarray
@@ -91,11 +87,10 @@ def draw(
         bits = np.random.Philox(key=[seed, step], counter=[0, 0, TRAINING_STREAM, number])
         generator, count = np.random.Generator(bits), edges[number + 1] - edges[number]
         place = generator.random(count)
-        rolls = generator.integers(shape[1:], size=(count, len(shape) - 1))
         level = generator.random(count, dtype=np.float32)
         z = generator.standard_normal((count, normals * shape[0], *shape[1:]), dtype=np.float32)
         uniform = generator.random((count, uniforms))
-        return [values[inside] for values in (place, rolls, level, z, uniform)]
+        return [values[inside] for values in (place, level, z, uniform)]
 
     run = map if threads is None else threads.map
     parts = list(run(lane, lanes_of(share, pairs)))
@@ -137,7 +132,6 @@ class Sample:
     """What a step sees, on the device: snapshots, and numbers as in `Draws`."""
 
     x: Tensor
-    rolls: Tensor
     level: Tensor
     z: Tensor
     uniform: Tensor | None = None
@@ -200,7 +194,7 @@ class Batches:
             **self._numbers,
         )
         x = self._source.take(step, self._share, self._pairs, drawn.place)
-        numbers = map(torch.from_numpy, (drawn.rolls, drawn.level, drawn.z, drawn.uniform))
+        numbers = map(torch.from_numpy, (drawn.level, drawn.z, drawn.uniform))
         return Sample(*(to_device(values, self._device) for values in (x, *numbers)))
 
 
@@ -210,13 +204,3 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
         with torch.cuda.device(device):
             return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
-
-
-def roll_each(x: Tensor, shifts: Tensor) -> Tensor:
-    """Each sample `(batch, field, *shape)` rolled by its own shifts `(batch, dim)`."""
-    for axis, shift in zip(space_axes(x), shifts.T, strict=True):
-        size = x.shape[axis]
-        index = (torch.arange(size, device=x.device) - shift[:, None]) % size
-        view = index.reshape(len(x), *[size if a == axis else 1 for a in range(1, x.ndim)])
-        x = x.gather(axis, view.expand(x.shape))
-    return x

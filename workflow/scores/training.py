@@ -15,7 +15,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from workflow.config import ScoreConfig
 from workflow.diffusion.gaussian import antithetic_loss
 from workflow.interfaces import UserError
-from workflow.scores.batches import Batches, Held, Sample, Source, roll_each
+from workflow.scores.batches import Batches, Held, Sample, Source
 from workflow.scores.closed_form import Gaussian
 from workflow.scores.compilation import compile_network, refuse_what_cannot_be_compiled
 from workflow.scores.conditional import split
@@ -50,9 +50,8 @@ class Batch:
 
 
 def make_batch(model: WhitenedScore, sample: Sample) -> Batch:
-    """Roll homogeneous fields at random, whiten, choose noise levels."""
-    snapshots = roll_each(sample.x, sample.rolls) if model.homogeneous else sample.x
-    x, given = split(model.whitening, snapshots)
+    """Whiten, choose noise levels. Networks of homogeneous fields see no difference of rolls."""
+    x, given = split(model.whitening, sample.x)
     # Whitened before it is rounded: a large mean would cost float32 digits.
     white, level = model.whitening.whiten(x).float(), model.process.noise_levels(sample.level)
     return Batch(white, sample.z, level, sample.uniform, given)

@@ -71,7 +71,7 @@ def validation_batch(
         normals=process.normals,
         uniforms=process.uniforms,
     )
-    every = (drawn.rolls, drawn.level, drawn.z, drawn.uniform)
+    every = (drawn.level, drawn.z, drawn.uniform)
     numbers = (torch.from_numpy(values[mine]) for values in every)
     return make_batch(model, Sample(*(v.to(device) for v in (x, *numbers))))
 

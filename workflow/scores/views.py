@@ -24,6 +24,7 @@ class Velocity(nn.Module):
 
     symbol: Tensor
     gradient: Tensor
+    deviation: Tensor
 
     def __init__(self, whitening: SpectralGaussian) -> None:
         super().__init__()
@@ -43,15 +44,19 @@ class Velocity(nn.Module):
         self.register_buffer("symbol", (symbol / each).to(torch.complex64), persistent=False)
         # Components have spreads of their own; those of a product must have one.
         whole = each.square().mean(1, keepdim=True).sqrt()
-        gradient = slope * each / whole / whitening.pixel_variance.cpu().sqrt()[:, None, None, None]
-        self.register_buffer("gradient", gradient.to(torch.complex64), persistent=False)
+        gradient = (slope * each / whole).to(torch.complex64)
+        self.register_buffer("gradient", gradient, persistent=False)
+        deviation = whitening.pixel_variance.cpu().sqrt()[:, None, None].float()
+        self.register_buffer("deviation", deviation, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, field, y, x)` less its mean -> `(batch, 2 * field, y, x)`."""
         return self._filtered(x, self.symbol).flatten(1, 2)
 
     def advection(self, x: Tensor) -> Tensor:
-        """How the flow moves a field less its mean, lengths in pixels: `(batch, 3 * field, y, x)`.
+        """How the flow moves a field less its mean, `(batch, 3 * field, y, x)`.
+
+        Lengths in pixels, velocities in units of their spread, fields in standard deviations.
 
             a = A(x, x),    b = A(x, a) + A(a, x),    c = A(x, b) + 2 A(a, a) + A(b, x)
             A(x, y) = curl^-1(x) . grad y
@@ -62,7 +67,8 @@ class Velocity(nn.Module):
         carry = self._carry
         a = carry(x, x)
         b = carry(x, a) + carry(a, x)
-        return torch.cat([a, b, carry(x, b) + 2 * carry(a, a) + carry(b, x)], dim=1)
+        c = carry(x, b) + 2 * carry(a, a) + carry(b, x)
+        return torch.cat([term / self.deviation.to(x.dtype) for term in (a, b, c)], dim=1)
 
     def _carry(self, x: Tensor, y: Tensor) -> Tensor:
         return (self._filtered(x, self.symbol) * self._filtered(y, self.gradient)).sum(2)

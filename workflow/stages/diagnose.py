@@ -37,7 +37,13 @@ from workflow.runs import Notify, Run
 from workflow.scores.conditional import centred_given
 from workflow.stages.blocks import run_blocks
 from workflow.stages.budget import budget_block, budget_blocks
-from workflow.stages.data import load_channels, load_estimator, load_whitening, scoring_device
+from workflow.stages.data import (
+    load_channels,
+    load_checked,
+    load_estimator,
+    load_whitening,
+    scoring_device,
+)
 from workflow.stages.nats import nats_block, nats_blocks
 from workflow.stages.states import (
     STAGE,
@@ -276,6 +282,9 @@ def _held_out(run: Run) -> list[Check]:
     if tested[0]["step"] == 0:
         start = float(tested[0]["test_loss"])
         note += f"; {start:g} is the loss of the score that training starts from"
+    used = load_checked(run, "train", "neural", "score/neural.pt") if run.is_trained else {}
+    if "settled_loss" in used:
+        note += f"; {used['settled_loss']:g} once its linear map was solved for"
     if best["step"] == 0:
         note += "; training did not lower it, so the learned score is what it started from"
     loss = float(best["test_loss"])

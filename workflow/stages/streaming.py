@@ -118,7 +118,7 @@ def training_source(run: Run) -> Tensor | Streamed:
     part = run.training
     if part_bytes(run, part) <= run.experiment.score.train.memory:
         return load_snapshots(run, part)
-    blocks, sizes = [], []
+    blocks = []
     for members in run.groups:
         for times in map(run.segment_times, range(run.segments)):
             inside = kept(run, part, members, times)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable
 
@@ -21,7 +20,7 @@ from workflow.runs import Notify, Run
 from workflow.scores.closed_form import fit_gaussian
 from workflow.scores.kgmm import KGMM
 from workflow.stages.data import load_snapshots, save_tensors
-from workflow.stages.train_slurm import train_as_job
+from workflow.stages.train_slurm import begun, pass_on, train_as_job
 
 LOGGER = logging.getLogger("workflow.train")
 
@@ -91,7 +90,7 @@ def train_here(run: Run, notify: Notify) -> None:
 def _learn(run: Run, notify: Notify, notice: Notice) -> None:
     steps = run.experiment.score.train.steps
     before = run.trained_steps
-    notify("train", min(steps, before), steps)
+    begun(run, notify)
     if not run.is_trained:
         launch = _launch(run, notify, notice)
         keep_trying(
@@ -126,17 +125,13 @@ def _launch(run: Run, notify: Notify, notice: Notice) -> Callable[[], None]:
     logs = run.folder / "logs"
     launcher = choose_launcher(machine.launcher, layout, logs)
 
-    def echo(line: str) -> None:
-        if line.startswith("{"):
-            notify("train", json.loads(line)["step"], config.steps)
-
     return lambda: launch_ranks(
         "workflow.stages.train_rank",
         [str(run.folder.resolve())],
         layout=layout,
         log=logs / "train.log",
         launcher=launcher,
-        echo=echo,
+        echo=lambda line: pass_on(line, notify, config.steps),
         notice=notice,
     )
 

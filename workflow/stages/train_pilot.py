@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 
@@ -106,7 +107,7 @@ def _trained(run: Run, trainer: Trainer, comm: Comm, watchdog: Watchdog) -> bool
         trainer.advance()
         watchdog.beat()
         if comm.rank == 0 and (trainer.step % TOLD == 0 or trainer.step == steps):
-            print(f"pilot: step {trainer.step} of {steps}", flush=True)
+            print(json.dumps({"pilot": trainer.step, "of": steps}), flush=True)
         if gradients.stopping and trainer.step < steps:
             return False
     return True

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 
@@ -20,11 +21,10 @@ from workflow.interfaces import UserError
 from workflow.loading import load_run
 from workflow.runs import Run
 from workflow.scores.devices import compute_device, is_out_of_memory
-from workflow.scores.neural import with_parameters
-from workflow.scores.settling import settled
+from workflow.scores.neural import WhitenedScore, with_parameters
+from workflow.scores.settling import Moments, moments, settled_by, settling_parts
 from workflow.scores.training import Trainer
-from workflow.scores.validation import Best
-from workflow.stages.data import load_snapshots, save_tensors
+from workflow.stages.data import load_checked, load_snapshots, save_tensors
 from workflow.stages.streaming import training_source
 from workflow.stages.train_pilot import find_units
 from workflow.stages.watching import Watch
@@ -76,11 +76,13 @@ def train_rank(run: Run, comm: Comm, watchdog: Watchdog) -> None:
     whitening = find_units(run, comm, watchdog, before, source)
     if whitening is None:
         return
+    if not isinstance(source, torch.Tensor):
+        source = source.anew()  # what the pilot read goes
     gradients = FlatGradients(comm)
     _listen(gradients)
     gradients.asked |= before.asked
     trainer = Trainer(
-        source if isinstance(source, torch.Tensor) else source.anew(),
+        source,
         whitening,
         config=run.experiment.score,
         seed=run.experiment.seed,
@@ -88,7 +90,7 @@ def train_rank(run: Run, comm: Comm, watchdog: Watchdog) -> None:
         device=compute_device(comm.rank),
     )
     watch = Watch(run, comm, trainer)
-    resume(run, trainer, watch)
+    resume(run, comm, trainer, watch)
     watch.cut()
     comm.barrier()
     watch.begin()
@@ -99,11 +101,10 @@ def train_rank(run: Run, comm: Comm, watchdog: Watchdog) -> None:
         watch.note(step, validate=save)
         if comm.rank == 0 and (save or gradients.stopping):
             save_checkpoint(run, trainer, watch)
-    if comm.rank == 0:
-        if trainer.step == config.steps or watch.enough:
-            save_best(run, trainer, watch.best)
-        else:
-            print(f"asked to stop: saved at step {trainer.step}", flush=True)
+    if trainer.step == config.steps or watch.enough:
+        finish(run, trainer, watch, comm, watchdog)
+    elif comm.rank == 0:
+        print(f"asked to stop: saved at step {trainer.step}", flush=True)
     comm.barrier()
 
 
@@ -120,48 +121,83 @@ def _listen(gradients: FlatGradients) -> None:
         signal.signal(number, ask)
 
 
-def save_best(run: Run, trainer: Trainer, best: Best) -> None:
-    """Write the best parameters, their linear map settled on the training data."""
-    seen = load_snapshots(run, run.training, at_most=SETTLING_BYTES)
-    model = settled(with_parameters(trainer.model, best.parameters), seen)
-    average = {name: value.cpu() for name, value in model.named_parameters()}
-    content = {"step": best.step, "loss": best.loss, "average": average}
+def finish(run: Run, trainer: Trainer, watch: Watch, comm: Comm, watchdog: Watchdog) -> None:
+    """Settle the best parameters on the training data, judge them once more, and write them."""
+    best = watch.best
+    model = with_parameters(trainer.model, best.parameters)
+    content: dict[str, Any] = {"step": best.step, "loss": best.loss}
     if model.network.linear is not None:
-        content["linear"] = model.network.linear.weight.cpu()
-    save_tensors(run, "neural", "score/neural.pt", content)
+        model, weight = settle(run, model, comm, watchdog)
+        content |= {"linear": weight.cpu(), "settled_loss": watch.judge(model).loss}
+    if comm.rank == 0:
+        content |= {"average": {k: v.cpu() for k, v in model.named_parameters()}}
+        save_tensors(run, "neural", "score/neural.pt", content)
+
+
+def settle(
+    run: Run, model: WhitenedScore, comm: Comm, watchdog: Watchdog
+) -> tuple[WhitenedScore, torch.Tensor]:
+    """`settled` on the training data, each rank its share; the model, and its linear map."""
+    seen = load_snapshots(run, run.training, at_most=SETTLING_BYTES)
+    parts, sums = settling_parts(model, seen), Moments.none(model)
+    for number in range(comm.rank, len(parts), comm.size):
+        sums = sums + moments(model, parts[number], number)
+        watchdog.beat()
+    numbers = sums.flat()
+    comm.allreduce_sum(numbers)
+    found = settled_by(model, sums.refilled(numbers))
+    assert found.network.linear is not None
+    return found, found.network.linear.weight
 
 
 SETTLING_BYTES = 256 * 2**20
 """Of snapshots read to settle the linear map."""
 
 
-def resume(run: Run, trainer: Trainer, watch: Watch) -> None:
+def resume(run: Run, comm: Comm, trainer: Trainer, watch: Watch) -> None:
     """Go on from the newest checkpoint that is undamaged, if there is any.
 
     Raises:
         UserError: it is of another experiment.
+        MachineError: this rank cannot read it.
     """
-    ledger = run.ledger("train")
+    # One rank looks for all: listings of a shared folder need not agree.
+    block = comm.bcast(_newest(run) if comm.rank == 0 else None)
+    if block is None:
+        return
+    path = run.folder / "score" / f"{block}.pt"
+    state = load_checked(run, "train", block, f"score/{block}.pt")
+    if state.get("experiment") != _experiment(run):
+        raise UserError(
+            f"{path} is a checkpoint of another experiment or version; remove the folder "
+            f"{path.parent} to train anew"
+        )
+    trainer.restore(state)
+    watch.restore(state["watch"])
+
+
+def _newest(run: Run) -> str | None:
+    """Block of the newest checkpoint that is undamaged."""
+    ledger, steps = run.ledger("train"), run.experiment.score.train.steps
     damaged = {problem.block for problem in ledger.problems()}
-    for block in sorted((b for b in ledger.done() if b.startswith("step-")), reverse=True):
-        if block not in damaged and int(block[5:]) <= run.experiment.score.train.steps:
-            path = run.folder / "score" / f"{block}.pt"
-            state = torch.load(path, map_location=trainer.device, weights_only=True)
-            if state.get("experiment") != run.key("train"):
-                raise UserError(
-                    f"{path} is a checkpoint of another experiment or version; remove the folder "
-                    f"{path.parent} to train anew"
-                )
-            trainer.restore(state)
-            watch.restore(state["watch"])
-            return
+    blocks = [b for b in ledger.done() - damaged if b.startswith("step-")]
+    return max((b for b in blocks if int(b.removeprefix("step-")) <= steps), default=None)
+
+
+def _experiment(run: Run) -> str:
+    """What a checkpoint can be gone on from by."""
+    return f"{run.key('train')}-{DRAWS}"
+
+
+DRAWS = 2
+"""Version of the random numbers of a step: a training goes on with those it began with."""
 
 
 def save_checkpoint(run: Run, trainer: Trainer, watch: Watch) -> None:
     """Write a checkpoint, its receipt, `latest.json`; forget the oldest."""
     block = f"step-{trainer.step:08d}"
     buffer = io.BytesIO()
-    about = {"experiment": run.key("train"), "watch": watch.state()}
+    about = {"experiment": _experiment(run), "watch": watch.state()}
     torch.save(trainer.state() | about, buffer)
     path = run.folder / "score" / f"{block}.pt"
     atomic_write_bytes(path, buffer.getvalue())

@@ -33,7 +33,7 @@ def train_as_job(run: Run, notify: Notify) -> None:
         _wait_until_gone(name)
         job = None
     run.renew("train", run.folder / "score")
-    notify("train", min(steps, run.trained_steps), steps)
+    begun(run, notify)
     if job is None and run.is_trained:
         notify("train", steps, steps)
         return
@@ -42,14 +42,30 @@ def train_as_job(run: Run, notify: Notify) -> None:
 
     def finished() -> bool:
         for line in tail.lines():
-            if line.startswith("{"):
-                notify("train", json.loads(line)["step"], steps)
+            pass_on(line, notify, steps)
         return run.is_trained
 
     ended = follow(job_id, finished=finished, tell=LOGGER.warning)
     if not run.is_trained:
         raise _failure(run, job_id, ended)
     notify("train", steps, steps)
+
+
+def begun(run: Run, notify: Notify) -> None:
+    """Tell how far a training is, but not in its pilot, whose time is not that of its steps."""
+    steps = run.experiment.score.train.steps
+    if not run.in_pilot:
+        notify("train", min(steps, run.trained_steps), steps)
+
+
+def pass_on(line: str, notify: Notify, steps: int) -> None:
+    """Tell of the step, of the training or of its pilot, that a line of the log tells of."""
+    if line.startswith("{"):
+        told = json.loads(line)
+        if "pilot" in told:
+            notify("pilot", told["pilot"], told["of"])
+        else:
+            notify("train", told["step"], steps)
 
 
 def _submit(run: Run) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from hpc.comm import Comm
 from hpc.files import atomic_write_bytes
 from workflow.runs import Run
+from workflow.scores.neural import WhitenedScore
 from workflow.scores.training import Batch, Step, Trainer
 from workflow.scores.validation import Best, Validation, validation_batch, validation_sums
 from workflow.stages.data import members_left, read_places, read_snapshots
@@ -98,12 +99,15 @@ class Watch:
             kept = [text for text in lines if json.loads(text)["step"] <= until]
             atomic_write_bytes(self._log, "".join(f"{text}\n" for text in kept).encode())
 
-    def _validate(self) -> Validation:
-        trainer = self._trainer
-        sums = validation_sums(trainer.averaged(), self._test)
+    def judge(self, model: WhitenedScore) -> Validation:
+        """A model on what was held out; all ranks call it, and hear the same."""
+        sums = validation_sums(model, self._test)
         self._comm.allreduce_sum(sums)
-        found = Validation.of(sums)
-        self.best.offer(trainer.step, found.loss, trainer.average)
+        return Validation.of(sums)
+
+    def _validate(self) -> Validation:
+        found = self.judge(self._trainer.averaged())
+        self.best.offer(self._trainer.step, found.loss, self._trainer.average)
         return found
 
     def _write(self, line: dict[str, Any]) -> None:
