@@ -36,10 +36,6 @@ class Comm(Protocol):
         """Replace `flat` (n,), float32 or float64 on the CPU, by its sum over the ranks."""
         ...
 
-    def allreduce_mean(self, flat: torch.Tensor) -> None:
-        """Replace `flat` (n,), float32 or float64 on the CPU, by its mean over the ranks."""
-        ...
-
     def bcast(self, obj: Any) -> Any:
         """The object of rank 0, on every rank."""
         ...
@@ -61,10 +57,6 @@ class SerialComm:
 
     def allreduce_sum(self, flat: torch.Tensor) -> None:
         """The sum over one rank."""
-        _check(flat)
-
-    def allreduce_mean(self, flat: torch.Tensor) -> None:
-        """The mean over one rank."""
         _check(flat)
 
     def bcast(self, obj: Any) -> Any:
@@ -108,25 +100,6 @@ class MpiComm:
 
     def allreduce_sum(self, flat: torch.Tensor) -> None:
         """Sum over the ranks, in place."""
-        self._reduce(flat, 1)
-
-    def allreduce_mean(self, flat: torch.Tensor) -> None:
-        """Mean over the ranks, in place."""
-        self._reduce(flat, self.size)
-
-    def bcast(self, obj: Any) -> Any:
-        """The object of rank 0, pickled."""
-        return self._world.bcast(obj, root=0)
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        self._world.Barrier()
-
-    def duplicates(self, count: int) -> tuple[Any, ...]:
-        """MPI communicators of the same ranks, whose messages do not meet any others."""
-        return tuple(self._world.Dup() for _ in range(count))
-
-    def _reduce(self, flat: torch.Tensor, divisor: int) -> None:
         _check(flat)
         if self.size == 1:
             return
@@ -139,9 +112,20 @@ class MpiComm:
         total = theirs[0].astype(np.float64)
         for part in theirs[1:]:
             total += part
-        total /= divisor
         self._world.Allgather(total.astype(array.dtype), mine)
         array[...] = mine.reshape(-1)[: array.size]
+
+    def bcast(self, obj: Any) -> Any:
+        """The object of rank 0, pickled."""
+        return self._world.bcast(obj, root=0)
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        self._world.Barrier()
+
+    def duplicates(self, count: int) -> tuple[Any, ...]:
+        """MPI communicators of the same ranks, whose messages do not meet any others."""
+        return tuple(self._world.Dup() for _ in range(count))
 
 
 def _check(flat: torch.Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from workflow.dynamics.engines import stepper
 from workflow.dynamics.noise import FORCING, INITIAL, NoiseStream
 from workflow.interfaces import DTYPES
+from workflow.responses.correlation import one_thread
 from workflow.runs import USUAL_CHUNK, Run
 from workflow.scores.closed_form import fit_gaussian
 from workflow.scores.training import Trainer
@@ -25,6 +26,7 @@ TRIFLE = 1e8
 """Numbers stepped, members times grid times steps, that take no pilot: seconds at most."""
 
 
+@one_thread()
 def seconds_per_member_step(run: Run, patience: float) -> float:
     """Mean time of a step of one member among those of a group, on one thread.
 
@@ -33,7 +35,6 @@ def seconds_per_member_step(run: Run, patience: float) -> float:
         patience: seconds to go on for; one step is made in any case, after one that warms up.
     """
     e, members = run.experiment, list(run.groups[0])
-    torch.set_num_threads(1)
     shape, dtype = run.system.initial_shape, DTYPES[e.ensemble.dtype]
     start = NoiseStream(e.seed, members, stream=INITIAL, shape=shape, dtype=dtype).at(0)
     way = stepper(
@@ -48,6 +49,7 @@ def seconds_per_member_step(run: Run, patience: float) -> float:
     return _mean_time(partial(way.advance, 1, 1), patience) / len(members)
 
 
+@one_thread()
 def seconds_per_training_step(run: Run, patience: float) -> float:
     """Time of a step of training with its whole batch on one thread, on white noise.
 
@@ -55,7 +57,6 @@ def seconds_per_training_step(run: Run, patience: float) -> float:
         run: whose score is learned step by step.
         patience: seconds to go on for; one step is made in any case, after one that warms up.
     """
-    torch.set_num_threads(1)
     saved = run.saved
     x = torch.randn(NOISE, len(saved.all_fields), *saved.shape)
     whitening = fit_gaussian(x, homogeneous=saved.homogeneous, given=len(saved.given))

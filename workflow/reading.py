@@ -117,7 +117,7 @@ def score_of(
     """The score as a function, and as data where it was given so."""
     saved = reader.saved
     if isinstance(one, xr.Dataset):
-        given = _given_scores(one, reader.data, _of_fields(reader))
+        given = scores_as_data(one, reader.data, _of_fields(reader))
 
         def only_data(_: Tensor) -> Tensor:
             raise UserError("this perturbation needs the score as a function, not as data")
@@ -132,8 +132,7 @@ def score_of(
     if one == "kgmm" and not saved.given:
         return KGMM.fit(reader.snapshots, seed=seed), None
     if one == "exact" and system is not None:
-        rows = [config.variables.index(field.name) for field in saved.all_fields]
-        return exact_score(system, rows, reader.fields), None
+        return exact_score(system, _rows(saved, system), reader.fields), None
     raise _no_score(one, saved)
 
 
@@ -147,7 +146,7 @@ def check_score(one: ScoreLike, reader: Reader, *, system: System | None) -> Non
     """
     saved = reader.saved
     if isinstance(one, xr.Dataset):
-        _given_scores(one, reader.data, _of_fields(reader))
+        scores_as_data(one, reader.data, _of_fields(reader))
     elif callable(one):
         kind = torch.float32 if reader.single else torch.float64
         trial = torch.zeros(2, len(saved.all_fields), *saved.shape, dtype=kind)
@@ -196,6 +195,24 @@ def _of_fields(reader: Reader) -> DataConfig:
     return reader.config.model_copy(update={"variables": names})
 
 
+def _rows(saved: Saved, system: System) -> list[int]:
+    """Which field of the system each field of a snapshot is, by name; a single one by itself.
+
+    Raises:
+        UserError: they are others.
+    """
+    ours = [field.name for field in system.fields]
+    data = [field.name for field in saved.all_fields]
+    if len(ours) == len(data) == 1:
+        return [0]
+    if sorted(ours) != sorted(data):
+        raise UserError(
+            f"score='exact': the data have {', '.join(data)}, the system {', '.join(ours)}; "
+            "rename the variables to the fields of the system"
+        )
+    return [ours.index(name) for name in data]
+
+
 def _no_score(one: object, saved: Saved) -> UserError:
     if one == "kgmm":
         return UserError(
@@ -206,8 +223,12 @@ def _no_score(one: object, saved: Saved) -> UserError:
     )
 
 
-def _given_scores(one: xr.Dataset, data: xr.Dataset, config: DataConfig) -> xr.Dataset:
-    """Scores as data, arranged; refused where they belong to other members, times or places."""
+def scores_as_data(one: xr.Dataset, data: xr.Dataset, config: DataConfig) -> xr.Dataset:
+    """Scores that were given as data, arranged.
+
+    Raises:
+        UserError: a variable of `config` has none, or they are of other members, times or places.
+    """
     names = {f"score_{n}": n for n in config.variables if f"score_{n}" in one}
     renamed = one.rename(names)
     missing = [n for n in config.variables if n not in renamed]

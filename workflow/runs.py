@@ -271,6 +271,12 @@ class Run:
         done = self.trained_block("neural") in self.ledger("train").done()
         return done and not self.in_pilot
 
+    @property
+    def unfitted(self) -> set[str]:
+        """Blocks of the training that are found without ranks, and are not there yet."""
+        fitted = {"whitening", "statistics", *(["kgmm"] if "kgmm" in self.trained else [])}
+        return fitted - self.ledger("train").done()
+
     def trained_block(self, name: str) -> str:
         """Receipt, and file in `score/`, of an estimator's final state."""
         return name if name in ("neural", "kgmm") else "whitening"

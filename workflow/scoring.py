@@ -11,7 +11,15 @@ import xarray as xr
 
 from workflow.config import DataConfig
 from workflow.interfaces import MEMBER, SPACE, TIME, System, UserError
-from workflow.reading import Reader, Score, ScoreLike, evaluated, score_of
+from workflow.reading import (
+    Reader,
+    Score,
+    ScoreLike,
+    check_score,
+    evaluated,
+    score_of,
+    scores_as_data,
+)
 from workflow.recorded import arrange, describe
 
 MATRIX = 4096
@@ -53,10 +61,13 @@ def scores_of(
     Raises:
         UserError: in one line, what the data or the arguments lack; of values when computed.
     """
-    raw, reader = _read(data, dims, given, homogeneous)
+    reader = _read(data, dims, given, homogeneous)
+    if isinstance(score, xr.Dataset):
+        raise UserError("score: these are scores already; give a name or a function")
+    check_score(score, reader, system=system)
     config, fields = reader.config, [field.name for field in reader.saved.fields]
     options = {"system": system, "seed": seed}
-    if raw.chunks:
+    if any(reader.data[field.name].chunks for field in reader.saved.all_fields):
         stacked = _lazily(reader, score, options)
     else:
         stacked = _apply(_stack(reader), fitted(reader, score, options), reader.fields)
@@ -104,15 +115,14 @@ def stein_of(
     Raises:
         UserError: as `scores_of`; more numbers in a snapshot than a matrix may have rows.
     """
-    raw, reader = _read(data, dims, given, homogeneous)
+    reader = _read(data, dims, given, homogeneous)
     scored = score
     if not isinstance(scored, xr.Dataset):
         own: dict[str, Any] = {"dims": dims, "given": given, "homogeneous": homogeneous}
-        scored = scores_of(raw, score=scored, system=system, seed=seed, **own)
+        scored = scores_of(data, score=scored, system=system, seed=seed, **own)
     names = [field.name for field in reader.saved.fields]
     config = reader.config.model_copy(update={"variables": tuple(names)})
-    renamed = scored.rename({f"score_{n}": n for n in names if f"score_{n}" in scored})
-    x, s = (_joined(arrange(one, config)) for one in (raw, renamed))
+    x, s = _joined(reader.data[names]), _joined(scores_as_data(scored, reader.data, config))
     shape = reader.saved.shape
     x = x - x.mean((MEMBER, TIME, *(SPACE[len(shape)] if homogeneous else ())))
     if homogeneous and shape:
@@ -133,8 +143,6 @@ def stein_of(
 
 def fitted(reader: Reader, score: ScoreLike, options: Mapping[str, Any]) -> Score:
     """The score as a function, fitted to the data where it has to be."""
-    if isinstance(score, xr.Dataset):
-        raise UserError("score: these are scores already; give a name or a function")
     function, _ = score_of(score, reader, reader.config, **options)
     return function
 
@@ -154,13 +162,13 @@ def _read(
     dims: Mapping[str, str] | None,
     given: str | Sequence[str],
     homogeneous: bool,
-) -> tuple[xr.Dataset, Reader]:
-    """The data as they are, and a reader of them that has not read anything."""
+) -> Reader:
+    """A reader of the data that has not read anything."""
     raw = data.to_dataset(name=data.name or "x") if isinstance(data, xr.DataArray) else data
     config = DataConfig(store="data", dims=dict(dims or {}), homogeneous=homogeneous)
     config, _ = describe(raw, config, "the data", read=False)
     told = (given,) if isinstance(given, str) else given
-    return raw, Reader(arrange(raw, config), config, told)
+    return Reader(arrange(raw, config), config, told)
 
 
 def _stack(reader: Reader) -> np.ndarray:
@@ -190,7 +198,7 @@ def _lazily(reader: Reader, score: ScoreLike, options: Mapping[str, Any]) -> Any
         function = dask.delayed(_fitted_to)(
             thin, reader.config, fields[reader.fields :], score, options
         )
-    arrays = [reader.data[name].data for name in fields]
+    arrays = [dask.array.asarray(reader.data[name].data) for name in fields]
     whole = {axis: -1 for axis in range(2, arrays[0].ndim)}
     x = dask.array.stack([one.rechunk(whole) for one in arrays], axis=2).rechunk({2: -1})
     kind = np.float32 if x.dtype == np.float32 else np.float64

@@ -8,9 +8,11 @@ import dask
 import matplotlib
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 
 import workflow  # noqa: F401  registers the accessor
+from workflow.dynamics import build_system
 from workflow.interfaces import UserError
 
 matplotlib.use("Agg")
@@ -128,6 +130,60 @@ def test_a_score_given_other_variables_is_conditional(chunks):
     np.testing.assert_allclose(by_hand, x - y)
     with pytest.raises(UserError, match="given has 'z', which is not saved; choose from"):
         told.gfdt.score(given="z")
+
+
+def test_data_of_other_chunks_or_half_in_memory_are_lazy_too(pair):
+    pair = pair.rename(run="member", t="time")
+    whole = pair.gfdt.score()
+    for name, chunks in (("T", {"time": 100}), ("T", {"member": 4})):
+        mixed = pair.assign(h=pair.h.chunk(member=8), **{name: pair[name].chunk(chunks)})
+        xr.testing.assert_allclose(mixed.gfdt.score().compute(), whole)
+    half = pair.assign(T=pair["T"].chunk(member=4)).gfdt.score()
+    assert half.score_h.chunks is not None
+    xr.testing.assert_allclose(half.compute(), whole)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize(
+    ("score", "message"),
+    [
+        ("gausian", "give 'gaussian', 'kgmm', 'exact' with a system"),
+        (lambda x: x.numpy(), "must be a torch tensor"),
+        (lambda x: x[:, :1], "it must be a torch tensor of the same shape"),
+    ],
+)
+def test_a_mistaken_score_is_told_before_anything_is_computed(pair, lazy, score, message):
+    pair = pair.rename(run="member", t="time")
+    with pytest.raises(UserError, match=message):
+        (pair.chunk(member=4) if lazy else pair).gfdt.score(score)
+
+
+def test_scores_of_other_times_are_not_taken_for_those_of_the_data(pair):
+    pair = pair.rename(run="member", t="time")
+    scores = pair.gfdt.score()
+    with pytest.raises(UserError, match="the scores have time"):
+        pair.gfdt.stein(scores.assign_coords(time=scores.time + 50))
+    with pytest.raises(UserError, match="need 'h' or 'score_h'"):
+        pair.gfdt.stein(scores.drop_vars("score_h"))
+    with pytest.raises(UserError, match="evaluate the score at the same members"):
+        pair.gfdt.stein(scores.isel(time=slice(10)))
+
+
+def test_an_exact_score_takes_its_fields_by_name():
+    """Variables of a store come by name, those of the system as x1, x2, ..., x10."""
+    decay = np.diag(np.linspace(1, 10, 10))
+    system = build_system(
+        {"kind": "linear", "matrix": decay.tolist(), "noise": np.eye(10).tolist()}
+    )
+    names = [field.name for field in system.fields]
+    x = np.random.default_rng(5).standard_normal((2, 50, 10))
+    data = xr.Dataset({name: (("member", "time"), x[..., i]) for i, name in enumerate(names)})
+    found = data.gfdt.score("exact", system=system)
+    exact = system.exact_score(torch.from_numpy(x.reshape(-1, 10))).reshape(x.shape)
+    for i, name in enumerate(names):
+        np.testing.assert_allclose(found[f"score_{name}"], exact[..., i])
+    with pytest.raises(UserError, match="rename the variables to the fields of the system"):
+        data.rename(x1="y").gfdt.score("exact", system=system)
 
 
 @pytest.mark.parametrize("store", ["netcdf", "zarr"])

@@ -113,8 +113,15 @@ def gaussian_score(gaussian: Gaussian) -> Gaussian | ConditionalGaussian:
 def exact_score(system: System, rows: Sequence[int], fields: int) -> ExactScore | ConditionalExact:
     """The exact score of snapshots: conditional where there are more rows than fields.
 
+    Args:
+        system: what has it.
+        rows: which field of the system stands in each row of a snapshot.
+        fields: rows that have a score, the first ones.
+
     Raises:
         UserError: the system has none.
     """
     exact = ExactScore(system)
-    return ConditionalExact(exact, tuple(rows), fields) if len(rows) > fields else exact
+    if list(rows) == list(range(fields)):
+        return exact
+    return ConditionalExact(exact, tuple(rows), fields)

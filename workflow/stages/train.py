@@ -142,11 +142,11 @@ def _fit(run: Run) -> None:
 
     Sums over several threads would have other last bits than over one.
     """
-    missing = {"whitening", "statistics", *(["kgmm"] if "kgmm" in run.trained else [])}
-    missing -= run.ledger("train").done()
+    missing = run.unfitted
     if not missing:
         return
-    memory = run.experiment.score.train.memory
+    # As little memory as training may be given is not enough for statistics.
+    memory = max(run.experiment.score.train.memory, FIT_BYTES)
     snapshots = load_snapshots(run, run.training, at_most=memory)
     homogeneous, fields = run.saved.homogeneous, len(run.saved.fields)
     if "whitening" in missing:
@@ -161,6 +161,9 @@ def _fit(run: Run) -> None:
         kgmm = KGMM.fit(chosen, **settings, seed=run.experiment.seed)
         save_tensors(run, "kgmm", "score/kgmm.pt", kgmm.state())
 
+
+FIT_BYTES = 256 * 2**20
+"""Of snapshots that are fitted to in any case."""
 
 KGMM_SNAPSHOTS = 1_000_000
 """Most snapshots that are clustered, evenly chosen."""

@@ -71,12 +71,13 @@ def find_units(
         if comm.rank == 0:
             content = {"information": information}
             save_tensors(run, INFORMATION, f"score/{INFORMATION}.pt", content)
-            run.ledger("train").drop(CHECKPOINT)
-            (run.folder / "score" / f"{CHECKPOINT}.pt").unlink(missing_ok=True)
         comm.barrier()
         if trainer.device.type == "cuda":
             del trainer
             torch.cuda.empty_cache()  # the training asks how much is free
+    if comm.rank == 0:  # also what a pilot that was killed here has left
+        run.ledger("train").drop(CHECKPOINT)
+        (run.folder / "score" / f"{CHECKPOINT}.pt").unlink(missing_ok=True)
     return replace(whitening, information=information)
 
 

@@ -55,7 +55,7 @@ def main() -> int:
     except (MachineError, UserError) as error:
         print(f"gfdt: {error}", flush=True)
         return error.exit_code
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         print(

@@ -34,7 +34,7 @@ def train_as_job(run: Run, notify: Notify) -> None:
         job = None
     run.renew("train", run.folder / "score")
     begun(run, notify)
-    if job is None and run.is_trained:
+    if job is None and _complete(run):
         notify("train", steps, steps)
         return
     job_id = _submit(run) if job is None else job.id
@@ -43,12 +43,16 @@ def train_as_job(run: Run, notify: Notify) -> None:
     def finished() -> bool:
         for line in tail.lines():
             pass_on(line, notify, steps)
-        return run.is_trained
+        return _complete(run)
 
     ended = follow(job_id, finished=finished, tell=LOGGER.warning)
-    if not run.is_trained:
+    if not _complete(run):
         raise _failure(run, job_id, ended)
     notify("train", steps, steps)
+
+
+def _complete(run: Run) -> bool:
+    return run.is_trained and not run.unfitted
 
 
 def begun(run: Run, notify: Notify) -> None:
