@@ -15,6 +15,7 @@ import socket
 import statistics
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from gpu_training import a_trainer, rate
 from hpc.backends import open_client
 from hpc.launch import launch_ranks
 from hpc.launchers import Layout
+from workflow.interfaces import ScoreEstimator
 from workflow.loading import load_run
 from workflow.opening import open_run
 from workflow.scores.compilation import compile_network
@@ -101,20 +103,26 @@ def inference(rounds: int) -> dict[str, float]:
 
 
 def bare(folder: str, group: int, segment: int) -> None:
-    """The network on the numbers of a block that is already in memory."""
+    """The network, which is there, on the numbers of a block that are in memory."""
     torch.set_num_threads(1)
-    run = load_run(folder, Path("."))
-    key = (folder, group, segment)
-    if key not in HELD:
-        block = torch.from_numpy(read_snapshots(run, run.groups[group], run.segment_times(segment)))
-        HELD[key] = block.flatten(0, 1)
-    estimator = load_estimator(run, "neural")
+    estimator, block = network(folder), numbers(folder, group, segment)
     with torch.inference_mode():
-        for part in HELD[key].split(16):
+        for part in block.split(16):
             estimator(part)
 
 
-HELD: dict[tuple[str, int, int], torch.Tensor] = {}
+@cache
+def network(folder: str) -> ScoreEstimator:
+    """Of a run, once a worker."""
+    return load_estimator(load_run(folder, Path(".")), "neural")
+
+
+@cache
+def numbers(folder: str, group: int, segment: int) -> torch.Tensor:
+    """Of a block, once a worker."""
+    run = load_run(folder, Path("."))
+    block = read_snapshots(run, run.groups[group], run.segment_times(segment))
+    return torch.from_numpy(block).flatten(0, 1)
 
 
 def compiled(rounds: int) -> str:

@@ -127,7 +127,10 @@ class ScoreConfig(Strict):
         {}, description="scores learned beside it by other processes, by name of the estimator"
     )
     kgmm: KgmmConfig = KgmmConfig()
-    extrapolate: bool = Field(False, description="take out the smoothing of order sigma_min^2")
+    extrapolate: bool = Field(
+        False,
+        description="take out smoothing of order sigma_min^2; less exact than a smaller sigma_min",
+    )
     split: SplitConfig = SplitConfig()
 
 
