@@ -12,6 +12,7 @@ from hpc.comm import SerialComm, Watchdog
 from hpc.gradients import FlatGradients
 from workflow.interfaces import UserError
 from workflow.opening import open_run
+from workflow.pilot import seconds_per_member_step, seconds_per_training_step
 from workflow.stages import train_rank
 from workflow.stages.data import load_model, load_whitening
 from workflow.stages.pipeline import run_stages
@@ -139,6 +140,17 @@ def test_information_that_is_lost_is_measured_again(run, client):
     assert run.is_trained and path.is_file()
     for ours, theirs in zip(load_model(run).parameters(), before.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("timed", [seconds_per_training_step, seconds_per_member_step])
+def test_timing_a_step_gives_the_threads_back(run, timed):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert timed(run, 0.0) > 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_plan_counts_the_pilot(run, monkeypatch):

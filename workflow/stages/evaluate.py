@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,6 +30,8 @@ from workflow.stages.data import (
     scoring_device,
 )
 from workflow.stages.growth import forget_partly_filled
+
+LOGGER = logging.getLogger("workflow.evaluate")
 
 TOGETHER = {"cpu": 2**14, "cuda": 2**22}
 """Numbers of the snapshots that are scored together: on a CPU their activations should stay in the
@@ -138,6 +141,7 @@ def _score(estimator: ScoreEstimator, x: torch.Tensor, device: torch.device) -> 
         except torch.OutOfMemoryError:
             if batch == 1:
                 raise MachineError("out of memory on the GPU with one snapshot") from None
+            LOGGER.warning("out of memory: %d snapshots at a time instead of %d", batch // 2, batch)
             batch //= 2
 
 
