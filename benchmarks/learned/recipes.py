@@ -94,8 +94,11 @@ def whitening_of(x: Tensor, recipe: dict[str, Any]) -> SpectralGaussian:
 def learn(
     x: Tensor, recipe: dict[str, Any], *, calls: int, seed: int, device: torch.device
 ) -> tuple[NeuralScore | Extrapolated, dict[str, Any]]:
-    """Train on snapshots `(snapshot, 1, y, x)`; returns the score and what it took."""
-    config, started = config_of(recipe, calls), time.perf_counter()
+    """Train on snapshots `(snapshot, 1, y, x)`; returns the score and what it took.
+
+    `seconds` are of the steps; `cpu_seconds` of all threads, with fitting before and settling after.
+    """
+    config, busy, started = config_of(recipe, calls), time.process_time(), time.perf_counter()
     trainer = StudyTrainer(x, whitening_of(x, recipe), config=config, seed=seed, device=device)
     trainer.plain = recipe.get("loss") == "plain"
     if recipe.get("view") == "white":
@@ -109,12 +112,14 @@ def learn(
         trainer.advance()
     if device.type == "cuda":
         torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    model = trainer.averaged()
+    score = NeuralScore(settled(model, x) if recipe.get("settled", True) else model)
     facts = {
-        "seconds": round(time.perf_counter() - started, 1),
+        "seconds": round(seconds, 1),
+        "cpu_seconds": round(time.process_time() - busy, 1),
         "fitting_seconds": round(fitting, 1),
         "calls": steps * config.train.global_batch,
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
     }
-    model = trainer.averaged()
-    score = NeuralScore(settled(model, x) if recipe.get("settled", True) else model)
     return (Extrapolated.of(score) if recipe.get("extrapolate") else score), facts
