@@ -96,7 +96,7 @@ def learn(
 ) -> tuple[NeuralScore | Extrapolated, dict[str, Any]]:
     """Train on snapshots `(snapshot, 1, y, x)`; returns the score and what it took.
 
-    `seconds` are of the steps; `cpu_seconds` of all threads, with fitting before and settling after.
+    `seconds` are of the steps, `cpu_seconds` of all threads with fitting and settling too.
     """
     config, busy, started = config_of(recipe, calls), time.process_time(), time.perf_counter()
     trainer = StudyTrainer(x, whitening_of(x, recipe), config=config, seed=seed, device=device)
