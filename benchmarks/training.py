@@ -39,7 +39,7 @@ COMPILED = [(16, 32, 2, 32), (32, 32, 2, 64), (32, 64, 4, 64)]
 STORE = """
 name: inference
 system: {kind: ornstein_uhlenbeck, grid: 32, dt: 0.25}
-ensemble: {members: 16, group: 16, spinup: 1.0, length: 256.0, save_every: 1.0, chunk: 2MiB}
+ensemble: {members: 16, group: 16, spinup: 1.0, length: 1024.0, save_every: 1.0, chunk: 8MiB}
 score: {train: {ranks: 1, steps: 2, global_batch: 4}, network: {channels: 32, residual_blocks: 2}}
 response: {estimators: [neural], max_lag: 4.0}
 """
