@@ -117,7 +117,7 @@ def score_of(
     """The score as a function, and as data where it was given so."""
     saved = reader.saved
     if isinstance(one, xr.Dataset):
-        given = scores_as_data(one, reader.data, _of_fields(reader))
+        given = scores_as_data(one, reader)
 
         def only_data(_: Tensor) -> Tensor:
             raise UserError("this perturbation needs the score as a function, not as data")
@@ -146,7 +146,7 @@ def check_score(one: ScoreLike, reader: Reader, *, system: System | None) -> Non
     """
     saved = reader.saved
     if isinstance(one, xr.Dataset):
-        scores_as_data(one, reader.data, _of_fields(reader))
+        scores_as_data(one, reader)
     elif callable(one):
         kind = torch.float32 if reader.single else torch.float64
         trial = torch.zeros(2, len(saved.all_fields), *saved.shape, dtype=kind)
@@ -223,12 +223,13 @@ def _no_score(one: object, saved: Saved) -> UserError:
     )
 
 
-def scores_as_data(one: xr.Dataset, data: xr.Dataset, config: DataConfig) -> xr.Dataset:
+def scores_as_data(one: xr.Dataset, reader: Reader) -> xr.Dataset:
     """Scores that were given as data, arranged.
 
     Raises:
-        UserError: a variable of `config` has none, or they are of other members, times or places.
+        UserError: a variable has none, or they are of other members, times or places.
     """
+    data, config = reader.data, _of_fields(reader)
     names = {f"score_{n}": n for n in config.variables if f"score_{n}" in one}
     renamed = one.rename(names)
     missing = [n for n in config.variables if n not in renamed]

@@ -121,8 +121,7 @@ def stein_of(
         own: dict[str, Any] = {"dims": dims, "given": given, "homogeneous": homogeneous}
         scored = scores_of(data, score=scored, system=system, seed=seed, **own)
     names = [field.name for field in reader.saved.fields]
-    config = reader.config.model_copy(update={"variables": tuple(names)})
-    x, s = _joined(reader.data[names]), _joined(scores_as_data(scored, reader.data, config))
+    x, s = _joined(reader.data[names]), _joined(scores_as_data(scored, reader))
     shape = reader.saved.shape
     x = x - x.mean((MEMBER, TIME, *(SPACE[len(shape)] if homogeneous else ())))
     if homogeneous and shape:

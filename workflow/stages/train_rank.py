@@ -127,17 +127,18 @@ def finish(run: Run, trainer: Trainer, watch: Watch, comm: Comm, watchdog: Watch
     model = with_parameters(trainer.model, best.parameters)
     content: dict[str, Any] = {"step": best.step, "loss": best.loss}
     if model.network.linear is not None:
-        model, weight = settle(run, model, comm, watchdog)
-        content |= {"linear": weight.cpu(), "settled_loss": watch.judge(model).loss}
-    if comm.rank == 0:
-        content |= {"average": {k: v.cpu() for k, v in model.named_parameters()}}
-        save_tensors(run, "neural", "score/neural.pt", content)
+        model = settle(run, model, comm, watchdog)
+        content["settled_loss"] = watch.judge(model).loss
+    if comm.rank > 0:
+        return
+    content["average"] = {name: value.cpu() for name, value in model.named_parameters()}
+    if model.network.linear is not None:
+        content["linear"] = model.network.linear.weight.cpu()
+    save_tensors(run, "neural", "score/neural.pt", content)
 
 
-def settle(
-    run: Run, model: WhitenedScore, comm: Comm, watchdog: Watchdog
-) -> tuple[WhitenedScore, torch.Tensor]:
-    """`settled` on the training data, each rank its share; the model, and its linear map."""
+def settle(run: Run, model: WhitenedScore, comm: Comm, watchdog: Watchdog) -> WhitenedScore:
+    """`settled` on the training data, each rank its share of them."""
     seen = load_snapshots(run, run.training, at_most=SETTLING_BYTES)
     parts, sums = settling_parts(model, seen), Moments.none(model)
     for number in range(comm.rank, len(parts), comm.size):
@@ -145,9 +146,7 @@ def settle(
         watchdog.beat()
     numbers = sums.flat()
     comm.allreduce_sum(numbers)
-    found = settled_by(model, sums.refilled(numbers))
-    assert found.network.linear is not None
-    return found, found.network.linear.weight
+    return settled_by(model, sums.refilled(numbers))
 
 
 SETTLING_BYTES = 256 * 2**20
